@@ -1,0 +1,66 @@
+# Everything a fresh machine needs is set up by the first target called; `make` alone lists them.
+# Paths are relative, so the checkout may lie in a folder with spaces.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+CLIP   := .cache/clips/bigbuckbunny.mp4
+READY  := $(VENV)/.installed $(CLIP)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-all check bench clean lock system
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
+	  printf '  make %-9s %s\n' "$$name" "$$what"; done
+
+demo: $(READY) ## Transcode a real clip through a private Redis and a real worker, and show the result.
+	@$(PY) -m tests.demo
+
+test: $(READY) ## Run every test that needs neither root nor a container engine.
+	@$(PY) -m pytest -m 'not root and not engine'
+
+test-all: $(READY) ## Run every test; those that need root or a container engine fail where there is none.
+	@$(PY) -m pytest
+
+check: $(VENV)/.installed ## Check format, lint, types and import contracts, and run the fast tests, in seconds.
+	@$(PY) -m ruff format --check --quiet . || { echo "make check: run '$(PY) -m ruff format .'" >&2; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --cache-dir .cache/import-linter
+	@$(PY) -m pytest -m 'not slow and not root and not engine' --timeout 10
+
+bench: $(READY) ## Measure what the queue, the verification and the bookkeeping cost beside bare ffmpeg.
+	@$(PY) -m benchmarks.overhead
+
+clean: ## Remove the virtual environment, the caches and the demo's output.
+	@rm -rf $(VENV) .cache demo-output dist .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# System packages: looked at every time, because it costs milliseconds and a machine can lose them.
+system:
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' sh tests/setup.sh
+
+$(VENV)/.locked: requirements-dev.lock | system
+	@echo 'Installing the locked Python packages into $(VENV)'
+	@'$(PYTHON)' -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --no-deps --only-binary :all: --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml | system
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+$(CLIP): | $(VENV)/.locked
+	@$(PY) -m tests.clips
+
+# For maintainers: newest versions that pyproject.toml allows, for every Python that it allows.
+lock: | system
+	@'$(PYTHON)' -m venv .cache/uv && .cache/uv/bin/python -m pip install --quiet uv
+	@for lock in "requirements.lock" "requirements-dev.lock --group dev"; do set -- $$lock; out=$$1; shift; \
+	  .cache/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o "$$out" pyproject.toml "$$@"; done

@@ -1,0 +1,1 @@
+"""The tests, and what they share with the demo and the benchmarks: services and clips."""
