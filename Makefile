@@ -31,7 +31,7 @@ check: $(VENV)/.installed ## Check format, lint, types and import contracts, and
 	@$(PY) -m ruff format --check --quiet . || { echo "make check: run '$(PY) -m ruff format .'" >&2; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
-	@$(VENV)/bin/lint-imports --cache-dir .cache/import-linter
+	@$(VENV)/bin/lint-imports --no-logo --cache-dir .cache/import-linter
 	@$(PY) -m pytest -m 'not slow and not root and not engine' --timeout 10
 
 bench: $(READY) ## Measure what the queue, the verification and the bookkeeping cost beside bare ffmpeg.
