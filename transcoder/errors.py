@@ -1,0 +1,164 @@
+"""The tree of errors: few, named after what the caller can do about them, each with its exit code.
+
+Every error says what is wrong (naming the thing) and what to do next. Codes 3 and above are ours; 0, 1, 2 and 130
+have their usual meanings (success, unexpected, wrong usage, interrupted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class TranscoderError(Exception):
+    """Something the caller can act on: `what` names the thing and the cause, `next_step` says what to do."""
+
+    exit_code: ClassVar[int] = 1
+    summary: ClassVar[str] = "unexpected error"
+
+    def __init__(self, what: str, next_step: str = "", evidence: Mapping[str, object] | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.next_step = next_step
+        self.evidence = dict(evidence or {})
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  {self.next_step}" if self.next_step else self.what
+
+    def as_record(self) -> dict[str, object]:
+        """The error as JSON-ready values, as kept in a job's record and printed by --json."""
+        return {
+            "kind": type(self).__name__,
+            "what": self.what,
+            "next_step": self.next_step,
+            "exit_code": self.exit_code,
+            "evidence": self.evidence,
+        }
+
+
+class SpecError(TranscoderError):
+    """The job's description is wrong: unknown field or profile, a number that makes no sense, a contradiction."""
+
+    exit_code = 3
+    summary = "the spec, profile or an option of it is wrong"
+
+
+class PathRefused(TranscoderError):
+    """A path that may not be used: outside the media roots, with `..`, or leading out through a link."""
+
+    exit_code = 4
+    summary = "a path lies outside the media roots"
+
+
+class InputMissing(TranscoderError):
+    """The source is not there, is not a regular file, or is empty."""
+
+    exit_code = 5
+    summary = "the source is missing, empty or not a regular file"
+
+
+class InputUnreadable(TranscoderError):
+    """The source is there but is not whole or not what was asked: truncated, no video, not media."""
+
+    exit_code = 6
+    summary = "the source is damaged, cut short, or lacks what was asked"
+
+
+class InputRefused(TranscoderError):
+    """The source is understood and refused on purpose: a playlist, too many pixels, Dolby Vision profile 5."""
+
+    exit_code = 7
+    summary = "the source is refused on purpose (playlist, picture, size, Dolby Vision)"
+
+
+class TargetExists(TranscoderError):
+    """The target is taken: it exists, is the source itself, or another job is writing it."""
+
+    exit_code = 8
+    summary = "the target exists, is the source, or is being written by another job"
+
+
+class TargetUnwritable(TranscoderError):
+    """The target cannot be written: folder missing or read-only, disk full, another file system."""
+
+    exit_code = 9
+    summary = "the target cannot be written (folder missing, read-only, disk full)"
+
+
+class FfmpegMissing(TranscoderError):
+    """ffmpeg or ffprobe is missing, too old, or lacks an encoder."""
+
+    exit_code = 10
+    summary = "ffmpeg or ffprobe is missing, too old or lacks an encoder"
+
+
+class NoRouteWorked(TranscoderError):
+    """Every command worth trying was tried and none gave a verified output."""
+
+    exit_code = 11
+    summary = "every route was tried and none gave a verified output"
+
+
+class NoRoute(TranscoderError):
+    """No command is worth trying: acceleration is required and this machine has none that can do it."""
+
+    exit_code = 12
+    summary = "required acceleration is not to be had on this machine"
+
+
+class BrokerUnavailable(TranscoderError):
+    """Redis does not answer, or is full."""
+
+    exit_code = 13
+    summary = "the broker (Redis) does not answer or refuses to write"
+
+
+class JobUnknown(TranscoderError):
+    """There is no record of this job."""
+
+    exit_code = 14
+    summary = "no such job"
+
+
+class TokenConflict(TranscoderError):
+    """The client token was used before, for another spec."""
+
+    exit_code = 15
+    summary = "the client token belongs to a job with another spec"
+
+
+class JobCancelled(TranscoderError):
+    """The job was cancelled."""
+
+    exit_code = 16
+    summary = "the job was cancelled"
+
+
+class TransitionRefused(TranscoderError):
+    """The job's record refused the change: it is finished, or it belongs to another worker by now."""
+
+    exit_code = 17
+    summary = "the job's state does not allow that"
+
+
+class SettingsError(TranscoderError):
+    """An environment variable is missing or wrong."""
+
+    exit_code = 18
+    summary = "a setting is missing or wrong"
+
+
+def exit_codes() -> tuple[tuple[int, str], ...]:
+    """The documented table of exit codes, in order: (code, meaning)."""
+    ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}
+    fixed = {0: "success", 2: "wrong usage of the command line", 130: "interrupted (Ctrl-C)"}
+    return tuple(sorted({**ours, **fixed}.items()))
+
+
+def error_named(kind: str) -> type[TranscoderError]:
+    """The class of that name, for an error that comes back from a record; TranscoderError where it is unknown."""
+    return {error.__name__: error for error in _tree(TranscoderError)}.get(kind, TranscoderError)
+
+
+def _tree(root: type[TranscoderError]) -> list[type[TranscoderError]]:
+    return [root, *(found for child in root.__subclasses__() for found in _tree(child))]

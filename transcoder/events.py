@@ -1,0 +1,161 @@
+"""What happened: frozen values that the core emits. Log, metrics and ledger are equal listeners of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from transcoder.command import Command, Route
+from transcoder.errors import TranscoderError
+from transcoder.faults import FaultClass
+from transcoder.media import Media
+from transcoder.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Probing:
+    """The source is being looked at."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What will be tried, best first, and what is left out of the job and why."""
+
+    source: Media
+    commands: tuple[Command, ...]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """ffmpeg starts on one route."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """ffmpeg reports progress. `fraction` from 0 to 1, `eta` in seconds; None where the duration is not known."""
+
+    route: Route
+    progress: Progress
+    fraction: float | None
+    eta: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verifying:
+    """ffmpeg is done and its outputs are looked at."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class FellBack:
+    """A route failed. `lost` is the time spent on it in seconds."""
+
+    route: Route
+    kind: FaultClass
+    what: str
+    lost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """Every output is verified and is being given its name."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFacts:
+    """One published file. Rates in frames per second, duration in seconds, size in bytes."""
+
+    name: str
+    path: str
+    container: str
+    bytes: int
+    sha256: str
+    duration: float
+    frames: int | None
+    codec: str | None
+    width: int | None
+    height: int | None
+    depth: int | None
+    audio: tuple[str, ...]
+    subtitles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds. `decode` is the part of verifying that decodes."""
+
+    probe: float = 0.0
+    encode: float = 0.0
+    verify: float = 0.0
+    decode: float = 0.0
+    publish: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A route that did not work, and why. `lost` in seconds."""
+
+    route: str
+    kind: str
+    what: str
+    lost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The job is done: verified files stand under their names and the manifest beside them."""
+
+    route: Route
+    outputs: tuple[OutputFacts, ...]
+    manifest: str
+    timings: Timings
+    fps: float | None
+    speed: float | None
+    tried: tuple[Tried, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_record(self) -> dict[str, Any]:
+        """The result as JSON-ready values."""
+        values = asdict(self)
+        route = values.pop("route")
+        return {"route": route["name"], "api": route["api"], "device": route["device"], "verified": True, **values}
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job ends without an output."""
+
+    error: TranscoderError
+
+
+Event: TypeAlias = (
+    Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed
+)
+Emit: TypeAlias = Callable[[Event], None]
+
+
+def phase(event: Event) -> str | None:
+    """The phase that an event begins, in the user's words; None where it begins none."""
+    match event:
+        case Probing():
+            return "probing"
+        case Started() | Advanced():
+            return "encoding"
+        case Verifying():
+            return "verifying"
+        case Publishing():
+            return "publishing"
+        case Published() | Failed():
+            return "done"
+        case Planned() | FellBack():
+            return None

@@ -1,0 +1,345 @@
+"""What the input is: ffprobe's JSON read into values.
+
+Times in seconds, sizes in pixels, rates in frames per second. A value that ffprobe does not know is None.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+
+PICTURE_DISPOSITIONS = ("attached_pic", "still_image", "timed_thumbnails")
+HDR_TRANSFERS = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+
+
+@dataclass(frozen=True, slots=True)
+class Colour:
+    """Colour tags in ffmpeg's own names; None where the file does not say."""
+
+    primaries: str | None = None
+    transfer: str | None = None
+    matrix: str | None = None
+    range: str | None = None
+
+    @property
+    def hdr(self) -> str | None:
+        """'PQ', 'HLG' or None."""
+        return HDR_TRANSFERS.get(self.transfer or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Mastering:
+    """SMPTE ST 2086: chromaticities as fractions of 1, luminances in candela per square metre."""
+
+    red: tuple[Fraction, Fraction]
+    green: tuple[Fraction, Fraction]
+    blue: tuple[Fraction, Fraction]
+    white: tuple[Fraction, Fraction]
+    min_luminance: Fraction
+    max_luminance: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class LightLevel:
+    """CTA-861.3 content light level in candela per square metre."""
+
+    max_content: int
+    max_average: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStream:
+    """One video stream. `width` x `height` are as stored, before `rotation` (degrees clockwise) and `sar`."""
+
+    index: int
+    codec: str
+    width: int
+    height: int
+    pix_fmt: str
+    depth: int = 8
+    sar: Fraction = Fraction(1)
+    rate: Fraction | None = None
+    base_rate: Fraction | None = None
+    frames: int | None = None
+    duration: float | None = None
+    start: float = 0.0
+    field_order: str = "unknown"
+    rotation: int = 0
+    colour: Colour = Colour()
+    mastering: Mastering | None = None
+    light_level: LightLevel | None = None
+    dolby_vision_profile: int | None = None
+    language: str | None = None
+    title: str | None = None
+
+    @property
+    def interlaced(self) -> bool:
+        """Marked as two fields a frame."""
+        return self.field_order in ("tt", "bb", "tb", "bt")
+
+    @property
+    def variable_rate(self) -> bool:
+        """The average rate and the base rate differ: frames do not come at even distances.
+
+        Field-coded streams have a base rate of two fields a frame and are not variable.
+        """
+        if not self.rate or not self.base_rate:
+            return True
+        ratio = self.base_rate / self.rate
+        return not (abs(ratio - 1) < Fraction(1, 200) or (self.interlaced and abs(ratio - 2) < Fraction(1, 100)))
+
+
+@dataclass(frozen=True, slots=True)
+class AudioStream:
+    """One audio stream."""
+
+    index: int
+    codec: str
+    channels: int
+    layout: str | None = None
+    sample_rate: int | None = None
+    duration: float | None = None
+    start: float = 0.0
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubtitleStream:
+    """One subtitle stream."""
+
+    index: int
+    codec: str
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A media file as ffprobe sees it. `duration` is the container's promise, not a measurement."""
+
+    format: str
+    duration: float | None
+    start: float = 0.0
+    size: int = 0
+    video: tuple[VideoStream, ...] = ()
+    audio: tuple[AudioStream, ...] = ()
+    subtitles: tuple[SubtitleStream, ...] = ()
+    pictures: int = 0
+    attachments: int = 0
+    chapters: int = 0
+    other: tuple[str, ...] = field(default=())
+
+    @property
+    def main_video(self) -> VideoStream | None:
+        """The first video stream that is not a picture."""
+        return self.video[0] if self.video else None
+
+
+def read(report: Json) -> Media:
+    """The report of `ffprobe -show_format -show_streams -show_chapters -of json` as a value."""
+    streams = report.get("streams") or []
+    head = report.get("format") or {}
+    kinds = [(_kind(stream), stream) for stream in streams]
+    return Media(
+        format=str(head.get("format_name", "")),
+        duration=_seconds(head.get("duration")),
+        start=_seconds(head.get("start_time")) or 0.0,
+        size=_whole(head.get("size")) or 0,
+        video=tuple(_video(stream) for kind, stream in kinds if kind == "video"),
+        audio=tuple(_audio(stream) for kind, stream in kinds if kind == "audio"),
+        subtitles=tuple(_subtitle(stream) for kind, stream in kinds if kind == "subtitle"),
+        pictures=sum(kind == "picture" for kind, _ in kinds),
+        attachments=sum(kind == "attachment" for kind, _ in kinds),
+        chapters=len(report.get("chapters") or []),
+        other=tuple(str(stream.get("codec_name", kind)) for kind, stream in kinds if kind in ("data", "unknown")),
+    )
+
+
+def read_hdr(frame: Json) -> tuple[Mastering | None, LightLevel | None]:
+    """The HDR10 metadata among the `side_data_list` of a frame or of a stream."""
+    sides = frame.get("side_data_list") or []
+    mastering = next((found for side in sides if (found := _mastering(side))), None)
+    light = next((found for side in sides if (found := _light_level(side))), None)
+    return mastering, light
+
+
+Disguise = Literal["HLS playlist", "ffconcat script", "SDP session", "DASH manifest", "picture", "text"]
+
+_MAGIC: tuple[tuple[re.Pattern[bytes], Disguise], ...] = (
+    (re.compile(rb"^(\xef\xbb\xbf)?\s*#EXTM3U"), "HLS playlist"),
+    (re.compile(rb"^(\xef\xbb\xbf)?\s*ffconcat\b"), "ffconcat script"),
+    (re.compile(rb"^(\xef\xbb\xbf)?v=0\r?\n"), "SDP session"),
+    (re.compile(rb"<MPD\b"), "DASH manifest"),
+    (
+        re.compile(rb"^(\x89PNG|\xff\xd8\xff|GIF8|BM..\0\0|II\*\0|MM\0\*|RIFF....WEBP|....ftyp(avif|heic|mif1))", re.S),
+        "picture",
+    ),
+)
+
+
+def disguise(head: bytes) -> Disguise | None:
+    """What a file that is not audio or video is, by its first bytes (a few hundred suffice); None if not known."""
+    for magic, name in _MAGIC:
+        if magic.search(head[:1024]):
+            return name
+    printable = bool(head) and all(byte in b"\t\n\r\f" or byte >= 32 for byte in head[:512])
+    return "text" if printable else None
+
+
+def _kind(stream: Json) -> str:
+    kind = str(stream.get("codec_type", "unknown"))
+    disposition = stream.get("disposition") or {}
+    if kind == "video" and any(disposition.get(mark) for mark in PICTURE_DISPOSITIONS):
+        return "picture"
+    return kind if kind in ("video", "audio", "subtitle", "attachment", "data") else "unknown"
+
+
+def _video(stream: Json) -> VideoStream:
+    mastering, light = read_hdr(stream)
+    return VideoStream(
+        index=int(stream["index"]),
+        codec=str(stream.get("codec_name", "unknown")),
+        width=_whole(stream.get("width")) or 0,
+        height=_whole(stream.get("height")) or 0,
+        pix_fmt=str(stream.get("pix_fmt", "unknown")),
+        depth=_depth(stream),
+        sar=_aspect(stream.get("sample_aspect_ratio")),
+        rate=_rate(stream.get("avg_frame_rate")),
+        base_rate=_rate(stream.get("r_frame_rate")),
+        frames=_whole(stream.get("nb_frames")),
+        duration=_duration(stream),
+        start=_seconds(stream.get("start_time")) or 0.0,
+        field_order=str(stream.get("field_order", "unknown")),
+        rotation=_rotation(stream),
+        colour=_colour(stream),
+        mastering=mastering,
+        light_level=light,
+        dolby_vision_profile=_dolby_vision(stream),
+        language=_tag(stream, "language"),
+        title=_tag(stream, "title"),
+    )
+
+
+def _audio(stream: Json) -> AudioStream:
+    return AudioStream(
+        index=int(stream["index"]),
+        codec=str(stream.get("codec_name", "unknown")),
+        channels=_whole(stream.get("channels")) or 0,
+        layout=stream.get("channel_layout"),
+        sample_rate=_whole(stream.get("sample_rate")),
+        duration=_duration(stream),
+        start=_seconds(stream.get("start_time")) or 0.0,
+        language=_tag(stream, "language"),
+    )
+
+
+def _subtitle(stream: Json) -> SubtitleStream:
+    return SubtitleStream(
+        index=int(stream["index"]),
+        codec=str(stream.get("codec_name", "unknown")),
+        language=_tag(stream, "language"),
+    )
+
+
+def _duration(stream: Json) -> float | None:
+    """The stream's own duration; Matroska keeps it in a tag as hours:minutes:seconds."""
+    own = _seconds(stream.get("duration"))
+    if own is not None:
+        return own
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", (_tag(stream, "DURATION") or "").strip("\0 "))
+    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]) if found else None
+
+
+def _tag(stream: Json, name: str) -> str | None:
+    tags = {key.lower(): value for key, value in (stream.get("tags") or {}).items()}
+    return tags.get(name.lower())
+
+
+def _depth(stream: Json) -> int:
+    """Bits a sample, from the pixel format: the header's own count is missing or wrong for many codecs."""
+    name = str(stream.get("pix_fmt", ""))
+    if found := re.search(r"(?:p|gray|gbrp?a?|rgba?|yuva?\d+p)(9|10|12|14|16)(?:le|be|f)?", name):
+        return int(found[1])
+    if found := re.fullmatch(r"[py][0-9](10|12|16)(?:le|be)?|x2(?:rgb|bgr)(10)(?:le|be)?", name):
+        return int(found[1] or found[2])
+    if name.startswith(("rgb48", "bgr48", "rgba64", "bgra64", "gbrpf", "gbrapf")):
+        return 16
+    return 8
+
+
+def _rotation(stream: Json) -> int:
+    """Degrees clockwise that a player turns the picture. ffprobe gives the display matrix counter-clockwise."""
+    for side in stream.get("side_data_list") or []:
+        if "rotation" in side:
+            return int(round(-float(side["rotation"]) / 90) * 90) % 360
+    return int(float(_tag(stream, "rotate") or 0)) % 360
+
+
+def _colour(stream: Json) -> Colour:
+    def known(key: str) -> str | None:
+        value = stream.get(key)
+        return None if value in (None, "unknown", "reserved") else str(value)
+
+    return Colour(
+        known("color_primaries"), known("color_transfer"), known("color_space"), known("color_range")
+    )
+
+
+def _dolby_vision(stream: Json) -> int | None:
+    for side in stream.get("side_data_list") or []:
+        if "dv_profile" in side:
+            return _whole(side["dv_profile"])
+    return None
+
+
+def _mastering(side: Json) -> Mastering | None:
+    try:
+        points = [
+            (Fraction(str(side[f"{name}_x"])), Fraction(str(side[f"{name}_y"])))
+            for name in ("red", "green", "blue", "white_point")
+        ]
+        return Mastering(*points, Fraction(str(side["min_luminance"])), Fraction(str(side["max_luminance"])))
+    except (KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _light_level(side: Json) -> LightLevel | None:
+    content, average = _whole(side.get("max_content")), _whole(side.get("max_average"))
+    return None if content is None or average is None else LightLevel(content, average)
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if -1e9 < number < 1e9 else None
+
+
+def _whole(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
+
+
+def _rate(value: object) -> Fraction | None:
+    ratio = _ratio(value, "/")
+    return ratio if ratio and 0 < ratio <= 100_000 else None
+
+
+def _aspect(value: object) -> Fraction:
+    ratio = _ratio(value, ":")
+    return ratio if ratio and Fraction(1, 20) <= ratio <= 20 else Fraction(1)
+
+
+def _ratio(value: object, sign: str) -> Fraction | None:
+    try:
+        above, below = (int(part) for part in str(value).split(sign))
+        return Fraction(above, below)
+    except (ValueError, ZeroDivisionError):
+        return None
