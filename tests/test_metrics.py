@@ -1,0 +1,203 @@
+"""What a worker tells Prometheus."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.services import LOOPBACK
+from transcoder import metrics
+from transcoder.command import Route
+from transcoder.errors import InputMissing, JobCancelled, NoRouteWorked, SettingsError
+from transcoder.events import Failed, FellBack, OutputFacts, Probing, Published, Started, Timings
+from transcoder.faults import FaultClass
+from transcoder.metrics import Endpoint, Metrics, QueueFigures
+from transcoder.spec import JobSpec
+
+SPEC = JobSpec(source="/media/a.mp4", target="/media/b.mp4")
+VAAPI = Route("vaapi", "vaapi", "/dev/dri/renderD128")
+SOFTWARE = Route("software", "software")
+
+
+def output(name: str = "main") -> OutputFacts:
+    return OutputFacts(name, f"/media/{name}.mp4", "mp4", 1000, "00", 4.0, 100, "h264", 1280, 720, 8, ("aac",), ())
+
+
+def published(route: Route) -> Published:
+    return Published(route, (output(), output("small")), "/media/b.json", Timings(total=2.0), fps=50.0, speed=2.0)
+
+
+@pytest.fixture
+def worker() -> Metrics:
+    return Metrics("0.1.0", "7.1.2", lambda: QueueFigures(3, 12.5))
+
+
+def value(worker: Metrics, name: str, **labels: str) -> float | None:
+    return worker.registry.get_sample_value(name, labels)
+
+
+def test_a_published_job_counts_its_frames_seconds_and_bytes_by_route_and_codec(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    assert value(worker, "transcoder_active_jobs") == 1
+    for event in (Probing("/media/a.mp4"), Started(VAAPI), published(VAAPI)):
+        emit(event)
+    labels = {"route": "vaapi", "codec": "h264"}
+    assert value(worker, "transcoder_frames_total", **labels) == 200
+    assert value(worker, "transcoder_output_seconds_total", **labels) == 8
+    assert value(worker, "transcoder_output_bytes_total", **labels) == 2000
+    assert value(worker, "transcoder_encode_fps_sum", **labels) == 50
+    assert value(worker, "transcoder_realtime_ratio_sum", **labels) == 2
+    assert value(worker, "transcoder_job_seconds_count", result="published") == 1
+    assert value(worker, "transcoder_active_jobs") == 0
+    ended = {"result": "published", "device": "/dev/dri/renderD128", "fault": "none"}
+    assert value(worker, "transcoder_jobs_total", **labels, **ended) == 1
+
+
+def test_a_fallback_names_the_route_that_failed_the_one_taken_and_the_reason(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    for event in (
+        Started(VAAPI),
+        FellBack(VAAPI, FaultClass.CONFIG, "no", 0.1),
+        Started(SOFTWARE),
+        published(SOFTWARE),
+    ):
+        emit(event)
+    assert value(worker, "transcoder_fallbacks_total", **{"from": "vaapi", "to": "software", "reason": "config"}) == 1
+    ended = {"result": "published", "route": "software", "codec": "h264", "device": "cpu", "fault": "none"}
+    assert value(worker, "transcoder_jobs_total", **ended) == 1
+
+
+def test_a_job_that_no_route_could_do_counts_its_last_fault(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    emit(Started(SOFTWARE))
+    emit(FellBack(SOFTWARE, FaultClass.CRASHED, "died", 0.1))
+    emit(Failed(NoRouteWorked("all failed")))
+    assert value(worker, "transcoder_fallbacks_total", **{"from": "software", "to": "none", "reason": "crashed"}) == 1
+    ended = {"result": "failed", "route": "software", "codec": "h264", "device": "cpu", "fault": "crashed"}
+    assert value(worker, "transcoder_jobs_total", **ended) == 1
+    assert value(worker, "transcoder_active_jobs") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "result", "fault"),
+    [
+        pytest.param(InputMissing("gone"), "failed", "InputMissing", id="a missing input by the error's name"),
+        pytest.param(JobCancelled("stopped"), "cancelled", "none", id="a cancelled job as no fault"),
+    ],
+)
+def test_a_job_that_never_encoded_counts(worker: Metrics, error: InputMissing, result: str, fault: str) -> None:
+    worker.listener(SPEC)(Failed(error))
+    ended = {"result": result, "route": "none", "codec": "h264", "device": "none", "fault": fault}
+    assert value(worker, "transcoder_jobs_total", **ended) == 1
+
+
+def test_a_second_end_of_one_job_does_not_count(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    emit(Failed(InputMissing("gone")))
+    emit(Failed(InputMissing("gone")))
+    assert value(worker, "transcoder_active_jobs") == 0
+    assert value(worker, "transcoder_job_seconds_count", result="failed") == 1
+
+
+def exported(worker: Metrics) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name, kind and labels of what is really scraped."""
+    with opened(worker) as endpoint:
+        text = get(endpoint, "/metrics")[1]
+    return {
+        f"{family.name}{'_total' if family.type == 'counter' else ''}": (
+            family.type,
+            tuple(sorted({label for sample in family.samples for label in sample.labels} - {"le"})),
+        )
+        for family in text_string_to_metric_families(text)
+    }
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_exported(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    for event in (
+        Started(VAAPI),
+        FellBack(VAAPI, FaultClass.CONFIG, "no", 0.1),
+        Started(SOFTWARE),
+        published(SOFTWARE),
+    ):
+        emit(event)
+    assert exported(worker) == {
+        metric.name: (metric.kind, tuple(sorted(metric.labels))) for metric in metrics.documented()
+    }
+
+
+def test_the_document_is_the_list() -> None:
+    document = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
+    regenerate = "python -c \"from transcoder.metrics import documentation as d; print(d(), end='')\" > docs/metrics.md"
+    assert document.read_text() == metrics.documentation(), regenerate
+
+
+def test_counters_and_only_counters_end_in_total() -> None:
+    for metric in metrics.documented():
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+
+
+def test_a_scrape_succeeds_without_queue_figures_while_redis_is_away() -> None:
+    def away() -> QueueFigures:
+        raise ConnectionError("refused")
+
+    worker = Metrics("0.1.0", "7.1.2", away)
+    worker.listener(SPEC)
+    with opened(worker) as endpoint:
+        status, text = get(endpoint, "/metrics")
+    assert status == 200
+    assert "transcoder_active_jobs 1.0" in text
+    assert "transcoder_queue" not in text
+
+
+@contextmanager
+def opened(worker: Metrics, healthy: Callable[[], bool] = lambda: True, host: str = LOOPBACK) -> Iterator[Endpoint]:
+    endpoint = metrics.serve(worker, 0, host, healthy)
+    try:
+        yield endpoint
+    finally:
+        endpoint.close()
+
+
+def get(endpoint: Endpoint, path: str, method: str = "GET") -> tuple[int, str]:
+    request = urllib.request.Request(f"http://{LOOPBACK}:{endpoint.port}{path}", method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.read().decode()
+
+
+def broken() -> bool:
+    raise RuntimeError("cannot tell")
+
+
+@pytest.mark.parametrize(
+    ("healthy", "status"),
+    [
+        pytest.param(lambda: True, 200, id="200 when well"),
+        pytest.param(lambda: False, 503, id="503 when not"),
+        pytest.param(broken, 503, id="503 when it cannot tell"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_healthz_answers(worker: Metrics, healthy: Callable[[], bool], status: int, method: str) -> None:
+    with opened(worker, healthy) as endpoint:
+        assert get(endpoint, "/healthz", method)[0] == status
+
+
+def test_other_paths_are_not_found_and_a_head_of_the_metrics_is_answered(worker: Metrics) -> None:
+    with opened(worker, host="::") as endpoint:  # which takes IPv4 as well
+        assert get(endpoint, "/")[0] == 404
+        assert get(endpoint, "/metrics", "HEAD") == (200, "")
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_setting(worker: Metrics) -> None:
+    with opened(worker) as endpoint, pytest.raises(SettingsError, match="Address already in use") as refused:
+        metrics.serve(worker, endpoint.port, LOOPBACK, lambda: True)
+    assert "TRANSCODER_METRICS_PORT" in refused.value.next_step

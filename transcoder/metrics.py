@@ -1,0 +1,315 @@
+"""What a worker tells Prometheus: one list of metrics, fed by a job's events, served beside /healthz.
+
+No label takes a value that a user chose: routes, codecs, devices and faults are bounded by the machine and this code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
+from threading import Thread
+from typing import Literal, TypeAlias
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import MetricsHandler
+from prometheus_client.registry import Collector
+
+from transcoder.command import Route
+from transcoder.errors import JobCancelled, SettingsError, TranscoderError
+from transcoder.events import Emit, Event, Failed, FellBack, Published, Started
+from transcoder.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """One metric: its name, kind and labels as exported, and what it means."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """`depth` is the jobs that wait for a worker, `oldest_wait` the seconds that the first of them has waited."""
+
+    depth: int
+    oldest_wait: float
+
+
+Queue: TypeAlias = Callable[[], QueueFigures]
+
+_DOCUMENTED = (
+    Documented(
+        "transcoder_jobs_total",
+        "counter",
+        ("result", "route", "codec", "device", "fault"),
+        "Jobs that ended. result: published, failed, cancelled. route: the last one taken, or none. codec: what was "
+        "asked, several joined by +. device: its path, cpu, or none. fault: why a job failed, as the class of its last "
+        "fault or else the error's name; none for the others.",
+    ),
+    Documented(
+        "transcoder_fallbacks_total",
+        "counter",
+        ("from", "to", "reason"),
+        "Routes that failed, and the route taken instead (none: it was the last). reason: the class of the fault.",
+    ),
+    Documented("transcoder_frames_total", "counter", ("route", "codec"), "Video frames in published outputs."),
+    Documented("transcoder_output_seconds_total", "counter", ("route", "codec"), "Duration of published outputs."),
+    Documented("transcoder_output_bytes_total", "counter", ("route", "codec"), "Size of published outputs."),
+    Documented(
+        "transcoder_encode_fps", "histogram", ("route", "codec"), "Frames per second at which published jobs encoded."
+    ),
+    Documented(
+        "transcoder_realtime_ratio", "histogram", ("route", "codec"), "Times real time at which published jobs encoded."
+    ),
+    Documented(
+        "transcoder_job_seconds", "histogram", ("result",), "Seconds from taking a job off the queue to its end."
+    ),
+    Documented("transcoder_active_jobs", "gauge", (), "Jobs that this worker is working on."),
+    Documented("transcoder_queue_depth", "gauge", (), "Jobs that wait for a worker. Absent while Redis is away."),
+    Documented(
+        "transcoder_queue_oldest_wait_seconds",
+        "gauge",
+        (),
+        "How long the first of them has waited; 0 when none waits. Absent while Redis is away.",
+    ),
+    Documented("transcoder_build_info", "gauge", ("version", "ffmpeg"), "Always 1; the labels tell the versions."),
+)
+_MEANING = {metric.name: metric for metric in _DOCUMENTED}
+_FPS = (1, 2, 5, 10, 15, 25, 30, 50, 60, 100, 150, 250, 500, 1000, 2000)
+_RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
+_SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
+
+
+def documented() -> tuple[Documented, ...]:
+    """Every metric that a worker exports."""
+    return _DOCUMENTED
+
+
+def documentation() -> str:
+    """docs/metrics.md, which a test keeps equal to this."""
+    rows = "\n".join(
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
+        for metric in _DOCUMENTED
+    )
+    return f"{_INTRODUCTION}\n{rows}\n"
+
+
+class Metrics:
+    """The metrics of one worker. `queue` is asked at every scrape; it may fail, and answers within a second or two."""
+
+    def __init__(self, version: str, ffmpeg: str, queue: Queue | None = None) -> None:
+        # a second series for each counter, which Prometheus does not need
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library types not all of itself
+        self.registry = CollectorRegistry()
+        self._jobs = self._counter("transcoder_jobs_total")
+        self._fallbacks = self._counter("transcoder_fallbacks_total")
+        self._frames = self._counter("transcoder_frames_total")
+        self._output_seconds = self._counter("transcoder_output_seconds_total")
+        self._output_bytes = self._counter("transcoder_output_bytes_total")
+        self._fps = self._histogram("transcoder_encode_fps", _FPS)
+        self._ratio = self._histogram("transcoder_realtime_ratio", _RATIOS)
+        self._seconds = self._histogram("transcoder_job_seconds", _SECONDS)
+        self._active = self._gauge("transcoder_active_jobs")
+        self._gauge("transcoder_build_info").labels(version, ffmpeg).set(1)
+        if queue:
+            self.registry.register(_QueueCollector(queue))
+
+    def listener(self, spec: JobSpec) -> Emit:
+        """Counts one job, which is active from now until its Published or Failed."""
+        return _Job(self, _codec(spec)).listen
+
+    def active(self, change: int) -> None:
+        """One job more, or one less."""
+        self._active.inc(change)
+
+    def fell_back(self, fault: FellBack, to: str) -> None:
+        """A route failed and another was taken."""
+        self._fallbacks.labels(fault.route.name, to, str(fault.kind)).inc()
+
+    def published(self, event: Published, codec: str) -> None:
+        """The outputs of a job stand under their names."""
+        labels = (event.route.name, codec)
+        self._frames.labels(*labels).inc(sum(output.frames or 0 for output in event.outputs))
+        self._output_seconds.labels(*labels).inc(sum(output.duration for output in event.outputs))
+        self._output_bytes.labels(*labels).inc(sum(output.bytes for output in event.outputs))
+        if event.fps:
+            self._fps.labels(*labels).observe(event.fps)
+        if event.speed:
+            self._ratio.labels(*labels).observe(event.speed)
+
+    def ended(self, result: str, route: Route | None, codec: str, fault: str, seconds: float) -> None:
+        """A job ended, one way or another."""
+        name = route.name if route else "none"
+        device = (route.device or "cpu") if route else "none"
+        self._jobs.labels(result, name, codec, device, fault).inc()
+        self._seconds.labels(result).observe(seconds)
+
+    def _counter(self, name: str) -> Counter:
+        return Counter(name, _MEANING[name].meaning, _MEANING[name].labels, registry=self.registry)
+
+    def _gauge(self, name: str) -> Gauge:
+        return Gauge(name, _MEANING[name].meaning, _MEANING[name].labels, registry=self.registry)
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, _MEANING[name].meaning, _MEANING[name].labels, buckets=buckets, registry=self.registry)
+
+
+class _Job:
+    """What one job has come to so far."""
+
+    def __init__(self, metrics: Metrics, codec: str) -> None:
+        self.metrics = metrics
+        self.codec = codec
+        self.began = time.monotonic()
+        self.route: Route | None = None
+        self.fault: FellBack | None = None
+        self.unanswered: FellBack | None = None
+        self.active = True
+        metrics.active(+1)
+
+    def listen(self, event: Event) -> None:
+        match event:
+            case Started(route):
+                self._fall(to=route.name)
+                self.route = route
+            case FellBack():
+                self.fault = self.unanswered = event
+            case Published():
+                self.metrics.published(event, self.codec)
+                self._end("published", event.route, "none")
+            case Failed(error):
+                self._fall(to="none")
+                if isinstance(error, JobCancelled):
+                    self._end("cancelled", self.route, "none")
+                else:
+                    self._end("failed", self.route, self._why(error))
+            case _:
+                pass
+
+    def _fall(self, to: str) -> None:
+        if self.unanswered:
+            self.metrics.fell_back(self.unanswered, to)
+            self.unanswered = None
+
+    def _why(self, error: TranscoderError) -> str:
+        return str(self.fault.kind) if self.fault else type(error).__name__
+
+    def _end(self, result: str, route: Route | None, fault: str) -> None:
+        if not self.active:
+            return
+        self.active = False
+        self.metrics.active(-1)
+        self.metrics.ended(result, route, self.codec, fault, time.monotonic() - self.began)
+
+
+class _QueueCollector(Collector):
+    """Asks the queue at the moment of the scrape."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            figures = self._queue()
+        except Exception:  # a scrape that fails hides every other figure just when Redis is away
+            return
+        for name, value in (
+            ("transcoder_queue_depth", figures.depth),
+            ("transcoder_queue_oldest_wait_seconds", figures.oldest_wait),
+        ):
+            yield GaugeMetricFamily(name, _MEANING[name].meaning, value=value)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class _Requests(MetricsHandler):
+    """Answers GET and HEAD of /metrics and /healthz."""
+
+    timeout = 10  # seconds, so that a client that says nothing holds no thread
+    healthy: Callable[[], bool]
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics" and self.command == "GET":
+            super().do_GET()
+        elif path == "/metrics":
+            self._answer(HTTPStatus.OK, "")
+        elif path == "/healthz":
+            self._answer(*((HTTPStatus.OK, "ok\n") if self._is_healthy() else (HTTPStatus.SERVICE_UNAVAILABLE, "no\n")))
+        else:
+            self._answer(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz\n")
+
+    do_HEAD = do_GET
+
+    def _is_healthy(self) -> bool:
+        try:
+            return type(self).healthy()
+        except Exception:  # whatever stops the answer, it is not a healthy one
+            return False
+
+    def _answer(self, status: HTTPStatus, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())
+
+
+class Endpoint:
+    """The open port; `port` is the real one where 0 was asked."""
+
+    def __init__(self, server: ThreadingHTTPServer) -> None:
+        self._server = server
+        self.port: int = server.server_address[1]
+        Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def serve(metrics: Metrics, port: int, host: str, healthy: Callable[[], bool]) -> Endpoint:
+    """Answers /metrics and /healthz (200, or 503 where `healthy` says no) from threads of its own.
+
+    Raises:
+        SettingsError: the port cannot be opened.
+    """
+    handler = type("Requests", (_Requests,), {"registry": metrics.registry, "healthy": staticmethod(healthy)})
+    server = type("Server", (_Server,), {"address_family": AF_INET6 if ":" in host else AF_INET})
+    try:
+        return Endpoint(server((host, port), handler))
+    except OSError as refused:
+        raise SettingsError(
+            f"cannot open port {port} on {host} for the metrics: {refused.strerror}",
+            "Set TRANSCODER_METRICS_PORT to a free port, or to 0 for none.",
+        ) from None
+
+
+def _codec(spec: JobSpec) -> str:
+    video = {output.video.codec for output in spec.outputs if output.video}
+    audio = {output.audio.codec for output in spec.outputs if output.audio}
+    return "+".join(sorted(video or audio))
+
+
+_INTRODUCTION = """\
+# Metrics
+
+A worker answers `/metrics` for Prometheus, and `/healthz` with 200 or 503, on the port `TRANSCODER_METRICS_PORT`
+(9464). No label takes a value that a user chose. Queue figures are the same on every worker: take their `max`, not
+their `sum`.
+
+| Metric | Kind | Labels | Meaning |
+| --- | --- | --- | --- |"""
