@@ -55,7 +55,9 @@ def subtitles(output: Output, source: Media) -> tuple[tuple[Subtitle, ...], tupl
         elif stream.codec in TEXT_SUBTITLES:
             kept.append(Subtitle(stream.index, OWN_TEXT[output.container]))
         else:
-            left_out.append(f"{output.name}: subtitle stream {stream.index} ({stream.codec}) is not for {output.container}")
+            left_out.append(
+                f"{output.name}: subtitle stream {stream.index} ({stream.codec}) is not for {output.container}"
+            )
     return tuple(kept), tuple(left_out)
 
 

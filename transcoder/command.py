@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 import ffmpeg
@@ -22,7 +22,12 @@ from transcoder.spec import Output
 
 Options = tuple[tuple[str, str | None], ...]
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,avi,flv,asf,mxf,mxf_opatom,ogg,wav,mp3,aac,flac,w64,gxf,ivf,y4m,yuv4mpegpipe,h264,hevc,obu,m4v,mpegvideo,dv"
+FORMATS = ",".join(
+    (
+        *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "mpeg", "avi", "flv", "asf", "mxf", "gxf", "ogg", "dv"),
+        *("wav", "w64", "mp3", "aac", "flac", "h264", "hevc", "obu", "m4v", "mpegvideo", "ivf", "yuv4mpegpipe"),
+    )
+)
 """Demuxers that read one file and nothing else. Playlists and scripts (hls, concat, dash, sdp) are not among them:
 they open further files and addresses that they name (CVE-2016-1897, CVE-2017-9993, CVE-2023-6602)."""
 
@@ -186,16 +191,20 @@ def _pictures(source: Any, branches: tuple[Branch, ...]) -> dict[str, Any]:
     filtered = [branch for branch in branches if branch.filters]
     if not filtered:
         return {}
-    common = commonprefix([branch.filters for branch in filtered])
+    common = _common([branch.filters for branch in filtered])
     stream = source[str(filtered[0].video)]
     for step in common:
         stream = _apply(stream, step)
     if len(filtered) == 1:
         return {filtered[0].name: stream}
     parts = stream.filter_multi_output("split", len(filtered))
-    return {
-        branch.name: _chain(parts[number], branch.filters[len(common) :]) for number, branch in enumerate(filtered)
-    }
+    return {branch.name: _chain(parts[number], branch.filters[len(common) :]) for number, branch in enumerate(filtered)}
+
+
+def _common(chains: Sequence[tuple[Filter, ...]]) -> tuple[Filter, ...]:
+    """The filters that all chains begin with."""
+    same = takewhile(lambda steps: len(set(steps)) == 1, zip(*chains, strict=False))
+    return tuple(steps[0] for steps in same)
 
 
 def _chain(stream: Any, filters: Sequence[Filter]) -> Any:

@@ -119,16 +119,27 @@ class Published:
     outputs: tuple[OutputFacts, ...]
     manifest: str
     timings: Timings
-    fps: float | None
-    speed: float | None
     tried: tuple[Tried, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def fps(self) -> float | None:
+        """Frames of source encoded per second, by the output with most frames."""
+        frames = max((one.frames or 0 for one in self.outputs), default=0)
+        return round(frames / self.timings.encode, 2) if frames and self.timings.encode else None
+
+    @property
+    def speed(self) -> float | None:
+        """Seconds of source encoded per second (x real time), by the longest output."""
+        seconds = max((one.duration for one in self.outputs), default=0.0)
+        return round(seconds / self.timings.encode, 3) if self.timings.encode else None
 
     def as_record(self) -> dict[str, Any]:
         """The result as JSON-ready values."""
         values = asdict(self)
         route = values.pop("route")
-        return {"route": route["name"], "api": route["api"], "device": route["device"], "verified": True, **values}
+        where = {"route": route["name"], "api": route["api"], "device": route["device"]}
+        return {**where, "verified": True, "fps": self.fps, "speed": self.speed, **values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +149,7 @@ class Failed:
     error: TranscoderError
 
 
-Event: TypeAlias = (
-    Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed
-)
+Event: TypeAlias = Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed
 Emit: TypeAlias = Callable[[Event], None]
 
 

@@ -87,7 +87,10 @@ _TABLE: tuple[tuple[FaultClass, str], ...] = (
     (FaultClass.CONFIG, r"No VA display found|Cannot open a VA display|Failed to initialise VAAPI connection"),
     (FaultClass.CONFIG, r"Device creation failed|Error creating a MFX session|Error setting child device handle"),
     (FaultClass.CONFIG, r"No device available for decoder|Hardware device setup failed|Unknown encoder|No such filter"),
-    (FaultClass.TRANSIENT, r"pipeline configuration: (?:2|34) |(?:context|surface): (?:2|34) \(|failed to allocate memory \(-4\)"),
+    (
+        FaultClass.TRANSIENT,
+        r"pipeline configuration: (?:2|34) |(?:context|surface): (?:2|34) \(|failed to allocate memory \(-4\)",
+    ),
     (FaultClass.TRANSIENT, r"Unable to allocate a surface|Cannot allocate memory|Resource temporarily unavailable"),
     (FaultClass.HARDWARE, r"GPU [Hh]ang|device failed \(-17\)|internal encoding error|Failed to sync (?:surface|to )"),
     (FaultClass.HARDWARE, r"Failed to end picture (?:en|de)code issue|hardware accelerator failed to decode picture"),
@@ -99,12 +102,18 @@ _TABLE: tuple[tuple[FaultClass, str], ...] = (
     (FaultClass.CAPABILITY, r"Error initializing the encoder|Failed to create a qsvvpp"),
     (FaultClass.INPUT, r"moov atom not found|Format not on whitelist|not on whitelist"),
     (FaultClass.INPUT, r"could not find codec parameters|Could not find codec parameters|Picture size .* exceeds"),
-    (FaultClass.INPUT, r"matches no streams|does not contain any stream|Error opening input|EBML header parsing failed"),
+    (
+        FaultClass.INPUT,
+        r"matches no streams|does not contain any stream|Error opening input|EBML header parsing failed",
+    ),
     (FaultClass.INPUT, r"Invalid data found when processing input|Error while decoding stream"),
 )
 _PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _TABLE)
 _CODES = {228: FaultClass.OUTPUT, 244: FaultClass.TRANSIENT, 183: FaultClass.INPUT, 254: FaultClass.INPUT}
-_NOISE = re.compile(r"Conversion failed!|Error while opening encoder - maybe incorrect|Nothing was written into output|Error opening output files?:|Exiting with exit code")
+_NOISE = re.compile(
+    r"Conversion failed!|Error while opening encoder - maybe incorrect|Nothing was written into output|"
+    r"Error opening output files?:|Exiting with exit code"
+)
 _LEVEL = re.compile(r"\[(?:error|fatal|panic)\] ?")
 
 

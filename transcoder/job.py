@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from time import monotonic
 from typing import Protocol
 
-from transcoder.events import Emit, Published
+from transcoder import ffmpeg, manifest, publish
+from transcoder.command import Command
+from transcoder.errors import InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
+from transcoder.events import (
+    Advanced,
+    Emit,
+    FellBack,
+    OutputFacts,
+    Planned,
+    Probing,
+    Published,
+    Publishing,
+    Started,
+    Timings,
+    Tried,
+    Verifying,
+)
+from transcoder.faults import Fault, FaultClass, Next, what_next
 from transcoder.machine import Machine
+from transcoder.manifest import Attempt
+from transcoder.media import Media
+from transcoder.plan import Plan, plan
 from transcoder.policy import Policy
+from transcoder.probe import Fingerprint, fingerprint, probe
+from transcoder.publish import Scratch
 from transcoder.spec import JobSpec
+from transcoder.verify import Verified, verify
 
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Which job this is, and the how-manieth try at it (the fencing number; 1 without a queue)."""
-
-    job_id: str
-    number: int = 1
+STDERR_KEPT = 60
+"""Lines of ffmpeg's log that go into the evidence of a failed job."""
 
 
 class Permit(Protocol):
@@ -48,5 +68,133 @@ class Permit(Protocol):
 def transcode(
     spec: JobSpec, attempt: Attempt, machine: Machine, policy: Policy, emit: Emit, permit: Permit
 ) -> Published:
-    """Make the outputs of `spec`, verified, or raise the TranscoderError that says why not. Leaves nothing half done."""
-    raise NotImplementedError
+    """Make the outputs of `spec`, verified, or raise the TranscoderError that says why not. Leaves nothing half done.
+
+    Raises:
+        TranscoderError: any of its kinds; which one says what the caller can do.
+    """
+    clock = Clock()
+    emit(Probing(spec.source))
+    before, source = fingerprint(spec.source, policy), probe(spec.source, policy)
+    planned = plan(spec, source, machine, policy.max_pixels)
+    emit(Planned(source, planned.commands, planned.left_out))
+
+    if whole := publish.recover(attempt.job_id, planned.targets, policy):
+        return _announce(manifest.published(whole), emit)
+    publish.refuse_targets(planned.targets, spec.source, policy, overwrite=spec.overwrite)
+    permit.may_write(planned.targets)
+    clock.lap("probe")
+
+    tried: list[Tried] = []
+    with publish.scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
+        for command in planned.commands:
+            emit(Started(command.route))
+            try:
+                finished = _encode(command, held, source, policy, emit, permit)
+                clock.lap("encode")
+                emit(Verifying(command.route))
+                good = verify(planned, held.paths, finished, policy, permit.cancelled)
+                clock.lap("verify")
+            except Fault as fault:
+                tried.append(Tried(command.route.name, fault.kind.value, fault.what, clock.lap("lost")))
+                emit(FellBack(command.route, fault.kind, fault.what, tried[-1].lost))
+                if command is planned.commands[-1] or what_next(fault.kind, command.route.api) is not Next.ROUTE:
+                    raise _conclusion(spec, fault, tried) from fault
+            else:
+                emit(Publishing(command.route))
+                refuse_changed(spec.source, before, policy)
+                result = Published(
+                    route=command.route,
+                    outputs=_weighed(planned, good, held, permit),
+                    manifest=publish.manifest_path(attempt.job_id, planned.targets, policy),
+                    timings=clock.timings(good.decode),
+                    tried=tuple(tried),
+                    warnings=(*planned.left_out, *good.warnings),
+                )
+                permit.still_ours()
+                promised = manifest.compose(
+                    spec, attempt, result, fingerprint=asdict(before), argv=command.argv(), build=machine.build.version
+                )
+                publish.put(held, promised, policy, overwrite=spec.overwrite)
+                clock.lap("publish")
+                return _announce(replace(result, timings=clock.timings(good.decode)), emit)
+    raise AssertionError("a plan has a command, and the last one returns or raises")
+
+
+class Clock:
+    """Where the time goes: laps in seconds, summed by name."""
+
+    def __init__(self) -> None:
+        self._began = self._last = monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> float:
+        """End a lap; returns its seconds."""
+        now = monotonic()
+        spent, self._last = now - self._last, now
+        self.laps[name] = self.laps.get(name, 0.0) + spent
+        return round(spent, 3)
+
+    def timings(self, decode: float) -> Timings:
+        """All laps so far; `decode` is the part of verifying that decoded, in seconds."""
+        part = {name: round(self.laps.get(name, 0.0), 4) for name in ("probe", "encode", "verify", "publish")}
+        return Timings(**part, decode=round(decode, 4), total=round(monotonic() - self._began, 4))
+
+
+def refuse_changed(source: str, before: Fingerprint, policy: Policy) -> None:
+    """The source is what it was when it was probed.
+
+    Raises:
+        InputUnreadable: it was changed or still grows.
+    """
+    if fingerprint(source, policy) != before:
+        raise InputUnreadable(
+            f"the source {source!r} changed while it was encoded", "Submit it again once it is written to the end."
+        )
+
+
+def _encode(
+    command: Command, held: Scratch, source: Media, policy: Policy, emit: Emit, permit: Permit
+) -> ffmpeg.Finished:
+    """Run ffmpeg to its end."""
+    for step in ffmpeg.run(command.argv(policy.ffmpeg, held.paths), policy, permit.cancelled):
+        if isinstance(step, ffmpeg.Finished):
+            return step
+        fraction, eta = step.fraction(source.duration), step.eta(source.duration)
+        emit(Advanced(command.route, step, fraction, eta))
+    raise AssertionError("a run ends with Finished or raises")
+
+
+def _weighed(planned: Plan, good: Verified, held: Scratch, permit: Permit) -> tuple[OutputFacts, ...]:
+    """The verified outputs with their sizes and checksums."""
+    return tuple(
+        manifest.output(rung, facts, os.path.getsize(path), publish.sha256(path, permit.cancelled))
+        for rung, facts, path in zip(planned.rungs, good.facts, held.paths, strict=True)
+    )
+
+
+def _announce(result: Published, emit: Emit) -> Published:
+    emit(result)
+    return result
+
+
+def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderError:
+    """The error that a job ends with, from the fault that ended it."""
+    evidence = {
+        "fault": fault.kind.value,
+        "tried": [asdict(one) for one in tried],
+        "argv": list(fault.evidence.argv),
+        "returncode": fault.evidence.returncode,
+        "stderr": list(fault.evidence.stderr[-STDERR_KEPT:]),
+    }
+    match fault.kind:
+        case FaultClass.INPUT:
+            hint = "Bring a whole copy, or allow --salvage to publish what can be read."
+            return InputUnreadable(f"the source {spec.source!r} is damaged or cut short: {fault.what}", hint, evidence)
+        case FaultClass.OUTPUT:
+            hint = "Make room or repair the volume, then submit again."
+            return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)
+        case _:
+            routes = ", ".join(f"{one.route}: {one.what}" for one in tried)
+            hint = "The evidence holds the command and ffmpeg's last words (`transcoder status ID --json`)."
+            return NoRouteWorked(f"no route gave a verified output ({routes})", hint, evidence)

@@ -162,9 +162,9 @@ def read(report: Json) -> Media:
 def read_hdr(frame: Json) -> tuple[Mastering | None, LightLevel | None]:
     """The HDR10 metadata among the `side_data_list` of a frame or of a stream."""
     sides = frame.get("side_data_list") or []
-    mastering = next((found for side in sides if (found := _mastering(side))), None)
-    light = next((found for side in sides if (found := _light_level(side))), None)
-    return mastering, light
+    masterings = [mastering for side in sides if (mastering := _mastering(side))]
+    levels = [level for side in sides if (level := _light_level(side))]
+    return next(iter(masterings), None), next(iter(levels), None)
 
 
 Disguise = Literal["HLS playlist", "ffconcat script", "SDP session", "DASH manifest", "picture", "text"]
@@ -284,9 +284,7 @@ def _colour(stream: Json) -> Colour:
         value = stream.get(key)
         return None if value in (None, "unknown", "reserved") else str(value)
 
-    return Colour(
-        known("color_primaries"), known("color_transfer"), known("color_space"), known("color_range")
-    )
+    return Colour(known("color_primaries"), known("color_transfer"), known("color_space"), known("color_range"))
 
 
 def _dolby_vision(stream: Json) -> int | None:
@@ -297,12 +295,18 @@ def _dolby_vision(stream: Json) -> int | None:
 
 
 def _mastering(side: Json) -> Mastering | None:
+    def point(name: str) -> tuple[Fraction, Fraction]:
+        return Fraction(str(side[f"{name}_x"])), Fraction(str(side[f"{name}_y"]))
+
     try:
-        points = [
-            (Fraction(str(side[f"{name}_x"])), Fraction(str(side[f"{name}_y"])))
-            for name in ("red", "green", "blue", "white_point")
-        ]
-        return Mastering(*points, Fraction(str(side["min_luminance"])), Fraction(str(side["max_luminance"])))
+        return Mastering(
+            red=point("red"),
+            green=point("green"),
+            blue=point("blue"),
+            white=point("white_point"),
+            min_luminance=Fraction(str(side["min_luminance"])),
+            max_luminance=Fraction(str(side["max_luminance"])),
+        )
     except (KeyError, ValueError, ZeroDivisionError):
         return None
 

@@ -1,4 +1,4 @@
-"""Decide: from what is asked, what the input is and what the machine can make, the commands worth trying, best first."""
+"""Decide: what is asked + what the input is + what the machine can make = the commands worth trying, best first."""
 
 from __future__ import annotations
 
@@ -15,15 +15,27 @@ from transcoder.spec import JobSpec, Output
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The commands, best first; the outputs they make; what is left out of the job, a sentence each."""
+    """For this spec and source: the commands, best first; the outputs they make; what is left out, a sentence each."""
 
+    spec: JobSpec
+    source: Media
     commands: tuple[Command, ...]
     rungs: tuple[Rung, ...]
     left_out: tuple[str, ...] = ()
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The final path of each output."""
+        return tuple(rung.target for rung in self.rungs)
 
-def plan(spec: JobSpec, source: Media, machine: Machine) -> Plan:
-    """Every command worth trying for this job on this machine.
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The file name ending of each output."""
+        return tuple(rung.output.extension for rung in self.rungs)
+
+
+def plan(spec: JobSpec, source: Media, machine: Machine, max_pixels: int | None = None) -> Plan:
+    """Every command worth trying for this job on this machine. `max_pixels` bounds a picture that grows on the way.
 
     Raises:
         InputUnreadable: the source lacks what is asked.
@@ -36,11 +48,14 @@ def plan(spec: JobSpec, source: Media, machine: Machine) -> Plan:
     _refuse_shared_targets(rungs)
     work = Work(spec.source, source, rungs)
     commands = tuple(
-        command for backend in _allowed(spec) for command in backend.commands(work, machine) if _on_device(spec, command)
+        replace(command, max_pixels=max_pixels)
+        for backend in _allowed(spec)
+        for command in backend.commands(work, machine)
+        if _on_device(spec, command)
     )
     if not commands:
         raise _nothing_to_try(spec, rungs, machine)
-    return Plan(commands, rungs, left_out)
+    return Plan(spec, source, commands, rungs, left_out)
 
 
 def _rungs(spec: JobSpec, source: Media) -> tuple[tuple[Rung, ...], tuple[str, ...]]:
@@ -78,7 +93,9 @@ def _rung(spec: JobSpec, output: Output, source: Media) -> Rung:
     sounds = audio.sounds(output.audio, output.container, source) if output.audio else ()
     shown = picture.decide(output.video, stream) if stream and output.video and output.video.codec != "copy" else None
     if stream is None and not sounds:
-        raise InputUnreadable("the source has no audio and audio is all that is asked", "Ask for video, or another source.")
+        raise InputUnreadable(
+            "the source has no audio and audio is all that is asked", "Ask for video, or another source."
+        )
     height = shown.height if shown else stream.height if stream else None
     return Rung(output, spec.target_of(output, height), shown, stream, sounds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from math import ceil
 
 from transcoder.command import Command, Filter, Options, Route, Rung, Work, branch
@@ -140,9 +141,7 @@ def _rate_options(encoder: str, rate: Rate) -> Options:
 def mapped_quality(encoder: str, quality: int) -> int:
     """The encoder's own CRF for a quality on libx264's scale, by the table above."""
     points = QUALITY[encoder]
-    (x0, y0), (x1, y1) = next(
-        (low, high) for low, high in zip(points, points[1:], strict=False) if low[0] <= quality <= high[0]
-    )
+    (x0, y0), (x1, y1) = next((low, high) for low, high in pairwise(points) if low[0] <= quality <= high[0])
     return round(y0 + (y1 - y0) * (quality - x0) / (x1 - x0))
 
 

@@ -1,0 +1,206 @@
+"""What an output must be, and in what a finished file breaks that: decided from values, whoever made the file.
+
+Times in seconds. A file is 'short' when it holds less than the source promises: then the source may be at fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from transcoder.command import Rung
+from transcoder.media import Media, VideoStream
+
+MIN_TOLERANCE = 0.5
+TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One stream as its packets show it: how many, from when to when, and when its key frames are."""
+
+    packets: int
+    start: float
+    end: float
+    keys: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A finished file: what its headers say and what its packets show, by stream index."""
+
+    media: Media
+    tracks: dict[int, Track]
+
+    def track(self, index: int) -> Track | None:
+        """The packets of a stream; None where it has none."""
+        return self.tracks.get(index)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """One promise that is not kept. `short` says that there is less than the source promises."""
+
+    what: str
+    short: bool = False
+
+
+def broken(rung: Rung, source: Media, facts: Facts, decoded: int | None) -> tuple[Broken, ...]:
+    """Every promise that the file breaks; none for a good one.
+
+    `decoded` is how many frames of the source's video ffmpeg decoded, None where that is not known.
+    """
+    streams = _streams(rung, facts.media)
+    if streams:
+        return streams
+    return (*_picture(rung, facts.media), *_frames(rung, source, facts, decoded), *_lengths(rung, source, facts))
+
+
+def expected_frames(stream: VideoStream) -> int | None:
+    """How many frames the source promises, None where it does not say.
+
+    The container's count is believed where it agrees with the duration: with an edit list it counts frames that are
+    never shown.
+    """
+    by_time = round(stream.duration * stream.rate) if stream.duration and stream.rate else None
+    if stream.frames and (by_time is None or abs(stream.frames - by_time) <= max(2, by_time * TOLERANCE)):
+        return stream.frames
+    return None if stream.variable_rate else by_time
+
+
+def _streams(rung: Rung, made: Media) -> tuple[Broken, ...]:
+    wanted = {
+        "video": [_codec(rung)] if rung.source else [],
+        "audio": [sound.result_codec for sound in rung.sounds],
+    }
+    having = {"video": [stream.codec for stream in made.video], "audio": [stream.codec for stream in made.audio]}
+    wrong = [
+        Broken(f"{kind} streams are {having[kind] or 'none'}, not {wanted[kind] or 'none'}")
+        for kind in wanted
+        if wanted[kind] != having[kind]
+    ]
+    if len(made.subtitles) != len(rung.subtitles):
+        wrong.append(Broken(f"there are {len(made.subtitles)} subtitle streams, not {len(rung.subtitles)}"))
+    return tuple(wrong)
+
+
+def _codec(rung: Rung) -> str:
+    if rung.copied and rung.source:
+        return rung.source.codec
+    return rung.output.video.codec if rung.output.video else ""
+
+
+def _picture(rung: Rung, made: Media) -> tuple[Broken, ...]:
+    picture, stream = rung.picture, made.main_video
+    if picture is None or stream is None:
+        return ()
+    wanted: list[tuple[str, object, object]] = [
+        ("size", (stream.width, stream.height), (picture.width, picture.height)),
+        ("sample aspect", stream.sar, picture.sar),
+        ("depth", stream.depth, picture.depth),
+        ("rotation", stream.rotation, 0),
+    ]
+    wanted += [
+        (f"colour {name}", getattr(stream.colour, name), getattr(picture.colour, name))
+        for name in ("primaries", "transfer", "matrix")
+        if getattr(picture.colour, name) is not None
+    ]
+    # a stream that does not say its range has video range (H.264 E.2.1)
+    wanted.append(("colour range", stream.colour.range or "tv", picture.colour.range or "tv"))
+    wanted.append(("mastering display", stream.mastering is not None, picture.mastering is not None))
+    return tuple(
+        Broken(f"{name} is {_shown(is_)}, not {_shown(should)}")
+        for name, is_, should in wanted
+        if not _same(is_, should)
+    )
+
+
+def _same(is_: object, should: object) -> bool:
+    """Equal, or sample aspects within the rounding of a container's fields."""
+    if isinstance(is_, Fraction) and isinstance(should, Fraction):
+        return abs(is_ / should - 1) < Fraction(1, 200)
+    return is_ == should
+
+
+def _shown(value: object) -> str:
+    return "x".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+def _frames(rung: Rung, source: Media, facts: Facts, decoded: int | None) -> tuple[Broken, ...]:
+    made = facts.media.main_video
+    if rung.source is None or made is None:
+        return ()
+    track = facts.track(made.index)
+    count = track.packets if track else 0
+    promised = expected_frames(rung.source)
+    if rung.picture and rung.picture.fps:
+        length = _video_end(rung.source, source)
+        return _against_rate(count, length, rung.picture.fps)
+    wrong = []
+    if decoded is not None and rung.picture and abs(count - decoded) > max(1, decoded // 500):
+        wrong.append(Broken(f"{count} frames were written of {decoded} decoded"))
+    if promised and count < promised - max(2, promised * TOLERANCE):
+        wrong.append(Broken(f"{count} of {promised} frames are there", short=True))
+    return tuple(wrong)
+
+
+def _against_rate(count: int, length: float | None, fps: Fraction) -> tuple[Broken, ...]:
+    if length is None:
+        return ()
+    wanted = float(length * fps)
+    slack = max(3.0, wanted * TOLERANCE, MIN_TOLERANCE * float(fps))
+    if abs(count - wanted) <= slack:
+        return ()
+    return (Broken(f"{count} frames are there, {wanted:.0f} are due at {float(fps):g} a second", short=count < wanted),)
+
+
+def _lengths(rung: Rung, source: Media, facts: Facts) -> tuple[Broken, ...]:
+    wrong: list[Broken] = []
+    pairs = []
+    if rung.source and (made := facts.media.main_video):
+        pairs.append(("video", _video_end(rung.source, source), facts.track(made.index)))
+    by_index = {stream.index: stream for stream in source.audio}
+    for sound, made_audio in zip(rung.sounds, facts.media.audio, strict=True):
+        stream = by_index[sound.index]
+        end = stream.start - source.start + stream.duration if stream.duration else None
+        pairs.append((f"audio stream {sound.index}", end, facts.track(made_audio.index)))
+    for name, promised, track in pairs:
+        wrong += _length(name, promised, track)
+    if not wrong and all(promised is None for _, promised, _ in pairs) and source.duration:
+        longest = max((track.end for _, _, track in pairs if track), default=0.0)
+        wrong += _length("the file", source.duration, Track(1, 0.0, longest))
+    return (*wrong, *(() if wrong else _skew(pairs)))
+
+
+def _length(name: str, promised: float | None, track: Track | None) -> list[Broken]:
+    if track is None or track.packets == 0:
+        return [Broken(f"{name} is empty", short=True)] if promised is None or promised > MIN_TOLERANCE else []
+    if promised is None:
+        return []
+    missing = promised - track.end
+    if missing > max(MIN_TOLERANCE, promised * TOLERANCE):
+        return [Broken(f"{name} ends at {track.end:.2f} s of {promised:.2f} s", short=True)]
+    return []
+
+
+def _skew(pairs: list[tuple[str, float | None, Track | None]]) -> tuple[Broken, ...]:
+    """The ends of picture and sound lie as far apart as in the source, within half a second."""
+    if len(pairs) < 2 or not pairs[0][0].startswith("video"):
+        return ()
+    (_, picture_promised, picture), *others = pairs
+    wrong = []
+    for name, promised, track in others:
+        if not (picture and track and picture_promised and promised):
+            continue
+        moved = (picture.end - track.end) - (picture_promised - promised)
+        if abs(moved) > MIN_TOLERANCE:
+            wrong.append(Broken(f"{name} ends {moved:+.2f} s away from where it ends in the source"))
+    return tuple(wrong)
+
+
+def _video_end(stream: VideoStream, source: Media) -> float | None:
+    """When the source's picture ends, counted from the file's first time stamp, which becomes the output's zero."""
+    if stream.duration:
+        return stream.start - source.start + stream.duration
+    # the container's duration is its longest stream's: the picture's own only where there is nothing else
+    return source.duration if source.duration and not source.audio else None

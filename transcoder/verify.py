@@ -1,0 +1,216 @@
+"""Does the output keep its promise? Exit code 0 proves nothing: look at headers, packets and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import IO, Any
+
+from transcoder import ffmpeg, media
+from transcoder.command import Rung
+from transcoder.errors import JobCancelled
+from transcoder.faults import Evidence, Fault, FaultClass, errors_in
+from transcoder.plan import Plan
+from transcoder.policy import Policy
+from transcoder.probe import first_frame_hdr, watched
+from transcoder.promise import Facts, Track, broken
+from transcoder.spec import JobSpec
+
+SAMPLED_GROUPS = 3
+"""How many groups of pictures are decoded beside the first and the last."""
+
+_PACKETS_BEGIN = b'    "packets": ['
+
+SLOWEST_READ = 5_000_000
+"""Storage slower than this, in bytes per second, is taken for stuck when an output is read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The outputs are good. `decode` is how long decoding took, in seconds; `warnings` say what was let pass."""
+
+    facts: tuple[Facts, ...]
+    decode: float
+    warnings: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One file that ffmpeg made, the output it should be, and what it is."""
+
+    path: str
+    rung: Rung
+    facts: Facts
+
+
+def verify(
+    planned: Plan, paths: Sequence[str], finished: ffmpeg.Finished, policy: Policy, cancelled: Callable[[], bool]
+) -> Verified:
+    """Check every output against its promise, then decode parts of it, or everything.
+
+    Raises:
+        Fault: MISMATCH for an output that breaks its promise, INPUT where it is short of what the source promised.
+        JobCancelled: `cancelled` said so.
+    """
+    made = [
+        Made(path, rung, look(path, policy, cancelled, hdr=_carries_mastering(rung)))
+        for path, rung in zip(paths, planned.rungs, strict=True)
+    ]
+    warnings: list[str] = []
+    for one in made:
+        warnings += _judge(planned, one, finished)
+    if complaints := errors_in(finished.stderr):
+        warnings.append(f"ffmpeg complained {len(complaints)} times about the source, first: {complaints[0]}")
+    began = monotonic()
+    warnings += _decode(_parts(planned.spec, made), policy, cancelled)
+    return Verified(tuple(one.facts for one in made), monotonic() - began, tuple(dict.fromkeys(warnings)))
+
+
+def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool = False) -> Facts:
+    """Headers and packets of a finished file, read in one pass that keeps no packet.
+
+    Raises:
+        Fault: MISMATCH, the file cannot be read.
+        JobCancelled: `cancelled` said so.
+    """
+    words = (
+        # level fatal: a chatty stderr would fill its pipe while only stdout is read
+        *(policy.ffprobe, "-v", "fatal", "-protocol_whitelist", "file", "-show_format", "-show_streams"),
+        *("-show_chapters", "-show_entries", "packet=stream_index,pts_time,dts_time,duration_time,flags"),
+        *("-of", "json=c=1", "-i", f"file:{path}"),
+    )
+    limit = policy.probe_limit + os.path.getsize(path) / SLOWEST_READ
+    with watched(words, limit, path) as child:
+        assert child.stdout
+        report, tracks = _read(child.stdout, cancelled)
+    if child.returncode != 0 or not report:
+        raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
+    found = media.read(report)
+    if hdr and (stream := found.main_video) and stream.mastering is None:
+        mastering, light = first_frame_hdr(path, policy)
+        found = replace(found, video=(replace(stream, mastering=mastering, light_level=light), *found.video[1:]))
+    return Facts(found, tracks)
+
+
+def _carries_mastering(rung: Rung) -> bool:
+    return rung.picture is not None and rung.picture.mastering is not None
+
+
+def _judge(planned: Plan, made: Made, finished: ffmpeg.Finished) -> list[str]:
+    """Warnings for what salvage lets pass; anything else that is broken ends the attempt."""
+    source = made.rung.source
+    decoded = finished.decoded.get((0, source.index)) if source else None
+    wrong = broken(made.rung, planned.source, made.facts, decoded)
+    name = made.rung.output.name
+    serious = [one for one in wrong if not (one.short and planned.spec.salvage)]
+    if serious:
+        kind = FaultClass.INPUT if all(one.short for one in serious) else FaultClass.MISMATCH
+        raise Fault(kind, "; ".join(f"{name}: {one.what}" for one in serious), Evidence(stderr=finished.stderr))
+    return [f"salvaged: {name}: {one.what}" for one in wrong]
+
+
+class _Span:
+    """The packets of one stream while they pass by."""
+
+    def __init__(self) -> None:
+        self.packets = 0
+        self.start = float("inf")
+        self.end = float("-inf")
+        self.keys: list[float] = []
+
+    def see(self, packet: dict[str, Any]) -> None:
+        if "D" in packet.get("flags", ""):  # outside the edit list: never shown
+            return
+        self.packets += 1
+        time = float(packet.get("pts_time") or packet.get("dts_time") or 0.0)
+        self.start = min(self.start, time)
+        self.end = max(self.end, time + float(packet.get("duration_time") or 0.0))
+        if packet.get("flags", "").startswith("K"):
+            self.keys.append(time)
+
+    def track(self, video: bool) -> Track:
+        return Track(self.packets, self.start, self.end, tuple(sorted(self.keys)) if video else ())
+
+
+def _read(lines: IO[bytes], cancelled: Callable[[], bool]) -> tuple[media.Json, dict[int, Track]]:
+    """Ffprobe's compact JSON as it comes: packets, which begin a line each, are counted and dropped; the rest is kept."""
+    spans: dict[int, _Span] = {}
+    rest: list[str] = []
+    among_packets = False
+    for number, line in enumerate(lines):
+        if number % 4096 == 0 and cancelled():
+            raise JobCancelled("the job was cancelled while verifying")
+        if line.startswith(_PACKETS_BEGIN):
+            among_packets = True
+        elif among_packets and line.startswith(b'        { "stream_index"'):
+            # side data follows on lines of its own, before the closing brace
+            packet = json.loads(line.strip().rstrip(b",").removesuffix(b"}") + b"}")
+            spans.setdefault(packet["stream_index"], _Span()).see(packet)
+        elif among_packets:
+            among_packets = not line.startswith(b"    ]")
+        else:
+            rest.append(line.decode("utf-8", "replace"))
+    try:
+        report = json.loads("".join(rest))
+    except ValueError:
+        report = {}
+    kinds = {stream.get("index"): stream.get("codec_type") for stream in report.get("streams", [])}
+    return report, {index: span.track(kinds.get(index) == "video") for index, span in spans.items() if span.packets}
+
+
+Window = tuple[float | None, float | None]
+Part = tuple[Made, Window]
+
+
+def _parts(spec: JobSpec, made: Sequence[Made]) -> list[Part]:
+    whole: tuple[Window, ...] = ((None, None),)
+    seed = f"{spec.source} {spec.target}"
+    return [(one, window) for one in made for window in (whole if spec.verify == "full" else windows(one.facts, seed))]
+
+
+def _decode(parts: Sequence[Part], policy: Policy, cancelled: Callable[[], bool]) -> list[str]:
+    """Decode the parts of every output in one ffmpeg; damage ends the attempt unless the video was only copied."""
+    words = (policy.ffmpeg, "-hide_banner", "-nostdin", *_reading(parts), *_discarding(len(parts)))
+    finished = next(step for step in ffmpeg.run(words, policy, cancelled) if isinstance(step, ffmpeg.Finished))
+    complaints = errors_in(finished.stderr)
+    alive = {part for (part, _), count in finished.decoded.items() if count}
+    blind = [number for number, (made, _) in enumerate(parts) if made.facts.media.main_video and number not in alive]
+    if not complaints and not blind:
+        return []
+    what = complaints[0] if complaints else f"no picture decodes in {len(blind)} of {len(parts)} places"
+    if any(made.rung.copied for made, _ in parts):
+        return [f"the copied video does not decode everywhere: {what}"]
+    raise Fault(FaultClass.MISMATCH, f"the output does not decode: {what}", Evidence(words, 0, finished.stderr))
+
+
+def _reading(parts: Sequence[Part]) -> list[str]:
+    words: list[str] = []
+    for made, (start, length) in parts:
+        words += ["-protocol_whitelist", "file"]
+        words += ["-ss", f"{start:.6f}"] if start is not None else []
+        words += ["-t", f"{length:.6f}"] if length is not None else []
+        words += ["-i", f"file:{made.path}"]
+    return words
+
+
+def _discarding(parts: int) -> list[str]:
+    return [word for part in range(parts) for word in ("-map", f"{part}:v:0?", "-map", f"{part}:a?", "-f", "null", "-")]
+
+
+def windows(fact: Facts, seed: str) -> tuple[Window, ...]:
+    """(start, length) in seconds of the first, the last and some seeded groups of pictures between.
+
+    (None, None), all of it, where there are no more groups than that or no video at all.
+    """
+    stream = fact.media.main_video
+    track = fact.track(stream.index) if stream else None
+    keys = track.keys if track else ()
+    if track is None or len(keys) <= SAMPLED_GROUPS + 2:
+        return ((None, None),)
+    ends = (*keys[1:], track.end)
+    chosen = {0, len(keys) - 1, *random.Random(seed).sample(range(1, len(keys) - 1), SAMPLED_GROUPS)}
+    return tuple((keys[group] - track.start, ends[group] - keys[group]) for group in sorted(chosen))
