@@ -2,7 +2,7 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from transcoder.command import Route
 from transcoder.errors import InputMissing, JobCancelled, NoRouteWorked, SettingsError
 from transcoder.events import Failed, FellBack, OutputFacts, Probing, Published, Started, Timings
 from transcoder.faults import FaultClass
-from transcoder.metrics import Endpoint, Metrics, QueueFigures
+from transcoder.ledger import QueueFigures
+from transcoder.metrics import Endpoint, Metrics, Waiting
 from transcoder.spec import JobSpec
 
 SPEC = JobSpec(source="/media/a.mp4", target="/media/b.mp4")
@@ -28,12 +29,12 @@ def output(name: str = "main") -> OutputFacts:
 
 
 def published(route: Route) -> Published:
-    return Published(route, (output(), output("small")), "/media/b.json", Timings(total=2.0), fps=50.0, speed=2.0)
+    return Published(route, (output(), output("small")), "/media/b.json", Timings(encode=2.0))
 
 
 @pytest.fixture
 def worker() -> Metrics:
-    return Metrics("0.1.0", "7.1.2", lambda: QueueFigures(3, 12.5))
+    return Metrics("0.1.0", "7.1.2", lambda: {"cpu": QueueFigures(3, 12.5)})
 
 
 def value(worker: Metrics, name: str, **labels: str) -> float | None:
@@ -142,7 +143,7 @@ def test_counters_and_only_counters_end_in_total() -> None:
 
 
 def test_a_scrape_succeeds_without_queue_figures_while_redis_is_away() -> None:
-    def away() -> QueueFigures:
+    def away() -> Mapping[str, Waiting]:
         raise ConnectionError("refused")
 
     worker = Metrics("0.1.0", "7.1.2", away)
@@ -201,3 +202,11 @@ def test_a_port_that_is_taken_is_an_error_of_the_setting(worker: Metrics) -> Non
     with opened(worker) as endpoint, pytest.raises(SettingsError, match="Address already in use") as refused:
         metrics.serve(worker, endpoint.port, LOOPBACK, lambda: True)
     assert "TRANSCODER_METRICS_PORT" in refused.value.next_step
+
+
+def test_the_queue_is_asked_at_every_scrape() -> None:
+    queues = {"cpu": QueueFigures(3, 12.5)}
+    worker = Metrics("0.1.0", "7.1.2", lambda: queues)
+    assert value(worker, "transcoder_queue_depth", queue="cpu") == 3
+    queues["gpu"] = QueueFigures(1, 0.5)
+    assert value(worker, "transcoder_queue_oldest_wait_seconds", queue="gpu") == 0.5

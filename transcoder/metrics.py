@@ -6,13 +6,13 @@ No label takes a value that a user chose: routes, codecs, devices and faults are
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from threading import Thread
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -35,15 +35,19 @@ class Documented:
     meaning: str
 
 
-@dataclass(frozen=True, slots=True)
-class QueueFigures:
-    """`depth` is the jobs that wait for a worker, `oldest_wait` the seconds that the first of them has waited."""
+class Waiting(Protocol):
+    """One queue at a glance, such as the ledger's figures."""
 
-    depth: int
-    oldest_wait: float
+    @property
+    def depth(self) -> int:
+        """Jobs that wait."""
+
+    @property
+    def oldest(self) -> float:
+        """Seconds that the first of them has waited."""
 
 
-Queue: TypeAlias = Callable[[], QueueFigures]
+Queues: TypeAlias = Callable[[], Mapping[str, Waiting]]
 
 _DOCUMENTED = (
     Documented(
@@ -73,11 +77,11 @@ _DOCUMENTED = (
         "transcoder_job_seconds", "histogram", ("result",), "Seconds from taking a job off the queue to its end."
     ),
     Documented("transcoder_active_jobs", "gauge", (), "Jobs that this worker is working on."),
-    Documented("transcoder_queue_depth", "gauge", (), "Jobs that wait for a worker. Absent while Redis is away."),
+    Documented("transcoder_queue_depth", "gauge", ("queue",), "Jobs that wait in a queue. Absent while Redis is away."),
     Documented(
         "transcoder_queue_oldest_wait_seconds",
         "gauge",
-        (),
+        ("queue",),
         "How long the first of them has waited; 0 when none waits. Absent while Redis is away.",
     ),
     Documented("transcoder_build_info", "gauge", ("version", "ffmpeg"), "Always 1; the labels tell the versions."),
@@ -103,9 +107,9 @@ def documentation() -> str:
 
 
 class Metrics:
-    """The metrics of one worker. `queue` is asked at every scrape; it may fail, and answers within a second or two."""
+    """The metrics of one worker. `queues` is asked at every scrape and may fail, but has to answer within seconds."""
 
-    def __init__(self, version: str, ffmpeg: str, queue: Queue | None = None) -> None:
+    def __init__(self, version: str, ffmpeg: str, queues: Queues | None = None) -> None:
         # a second series for each counter, which Prometheus does not need
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library types not all of itself
         self.registry = CollectorRegistry()
@@ -119,8 +123,8 @@ class Metrics:
         self._seconds = self._histogram("transcoder_job_seconds", _SECONDS)
         self._active = self._gauge("transcoder_active_jobs")
         self._gauge("transcoder_build_info").labels(version, ffmpeg).set(1)
-        if queue:
-            self.registry.register(_QueueCollector(queue))
+        if queues:
+            self.registry.register(_QueueCollector(queues))
 
     def listener(self, spec: JobSpec) -> Emit:
         """Counts one job, which is active from now until its Published or Failed."""
@@ -213,19 +217,23 @@ class _Job:
 class _QueueCollector(Collector):
     """Asks the queue at the moment of the scrape."""
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         try:
-            figures = self._queue()
+            queues = self._queues()
         except Exception:  # a scrape that fails hides every other figure just when Redis is away
             return
-        for name, value in (
-            ("transcoder_queue_depth", figures.depth),
-            ("transcoder_queue_oldest_wait_seconds", figures.oldest_wait),
-        ):
-            yield GaugeMetricFamily(name, _MEANING[name].meaning, value=value)
+        yield _by_queue("transcoder_queue_depth", {name: queue.depth for name, queue in queues.items()})
+        yield _by_queue("transcoder_queue_oldest_wait_seconds", {name: queue.oldest for name, queue in queues.items()})
+
+
+def _by_queue(name: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, _MEANING[name].meaning, labels=_MEANING[name].labels)
+    for queue, value in values.items():
+        family.add_metric((queue,), value)
+    return family
 
 
 class _Server(ThreadingHTTPServer):
