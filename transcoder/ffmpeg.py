@@ -17,8 +17,8 @@ from transcoder.faults import Evidence, Fault, FaultClass, classify
 from transcoder.policy import Policy
 from transcoder.progress import Progress, Reader
 
-REPORTING = ("-nostats", "-stats_period", "0.5", "-progress", "pipe:1", "-loglevel", "level+verbose")
-"""Options that make ffmpeg report: progress twice a second, and a log whose lines say their level."""
+REPORTING = ("-y", "-nostats", "-stats_period", "0.5", "-progress", "pipe:1", "-loglevel", "level+verbose")
+"""Options of every run: replace what a failed route left in the scratch, report twice a second, log with levels."""
 
 _TICK = 0.1
 _REAP_LIMIT = 10.0
