@@ -1,0 +1,203 @@
+"""Submit, watch, list and cancel jobs. Needs Redis, not ffmpeg: the files are looked at by the worker."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transcoder import queue, settings
+from transcoder.errors import TranscoderError, error_named
+from transcoder.ledger import FINISHED, TRANSITIONS, Ledger, Moment, Record
+from transcoder.roots import refuse_outside
+from transcoder.spec import JobSpec
+
+PHASES = ("queued", "probing", "encoding", "verifying", "publishing")
+"""The phases that a job goes through on its way, in order; after them it is published, failed or cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the encoding is; None where it is not known. `fraction` is from 0 to 1, `speed` in times real time."""
+
+    fraction: float | None = None
+    fps: float | None = None
+    speed: float | None = None
+    eta_seconds: float | None = None
+    frame: int | None = None
+    out_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A job as it stood at one moment. Times are Unix times in seconds, None for what has not happened.
+
+    `state` is queued, running, published, failed or cancelled; `phase` is one of PHASES, or the state of a finished
+    job. `spec` is what was asked, as JSON values. `result` is there once it is published, `error` once it failed or
+    was cancelled. `attempts` counts how often a worker took it. `waiting_for` says why it does not run yet.
+    """
+
+    id: str
+    state: str
+    phase: str
+    spec: Mapping[str, Any]
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    progress: Progress | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    attempts: int = 0
+    owner: str | None = None
+    waiting_for: str | None = None
+    cancel_asked: bool = False
+    history: tuple[Moment, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this is the end."""
+        return self.state in FINISHED
+
+
+class Client:
+    """Jobs on one broker. Safe to share between threads; opens a connection when it is first used.
+
+    Every method raises BrokerUnavailable when Redis does not answer, within three seconds.
+    """
+
+    def __init__(self, broker_url: str, media_roots: Sequence[str] | None = None, *, retention: float | None = None):
+        self._ledger = Ledger(broker_url) if retention is None else Ledger(broker_url, retention)
+        self._roots = media_roots
+
+    @classmethod
+    def from_settings(cls) -> Client:
+        """With the environment's TRANSCODER_BROKER_URL and, where they are set, its TRANSCODER_MEDIA_ROOTS."""
+        chosen = settings.read()
+        return cls(chosen.broker_url, chosen.media_roots, retention=chosen.retention)
+
+    def submit(self, spec: JobSpec) -> str:
+        """Put a job on the queue and give its id. For a token that was used before it is the first job's id.
+
+        Raises:
+            PathRefused: source or target lies outside the media roots, where this client knows them.
+            TargetExists: another unfinished job writes one of the targets.
+            TokenConflict: the token was used before with another spec.
+        """
+        for path in (spec.source, spec.target) if self._roots else ():
+            refuse_outside(path, self._roots or ())
+        job_id = secrets.token_hex(8)
+        return self._ledger.submit(job_id, spec, queue.message(job_id, spec.priority, spec.schema_version))
+
+    def status(self, job_id: str) -> Status:
+        """A job as it stands.
+
+        Raises:
+            JobUnknown: there is no record of it.
+        """
+        return _status(self._ledger.record(job_id))
+
+    def watch(self, job_id: str, every: float = 0.2) -> Iterator[Status]:
+        """A job's status whenever it changed, asked for `every` so many seconds, until it is finished.
+
+        A phase that passed between two questions is not left out.
+
+        Raises:
+            JobUnknown: there is no record of it.
+        """
+        seen = 0
+        last: Status | None = None
+        while last is None or not last.is_finished:
+            now = self.status(job_id)
+            if now != last:
+                yield from _passed(now, seen)
+                yield now
+            seen, last = len(now.history), now
+            if not now.is_finished:
+                time.sleep(every)
+
+    def wait(self, job_id: str, every: float = 0.2) -> dict[str, Any]:
+        """Wait until the job is published and give its result.
+
+        Raises:
+            TranscoderError: the job's own error, of the class it had on the worker.
+            JobUnknown: there is no record of it.
+        """
+        while not (now := self.status(job_id)).is_finished:
+            time.sleep(every)
+        if now.result is None:
+            raise error_of(now)
+        return now.result
+
+    def cancel(self, job_id: str) -> str:
+        """Cancel a job: a queued one at once, a running one within a second. Gives 'cancelled' or 'running'.
+
+        Raises:
+            TransitionRefused: it is finished.
+            JobUnknown: there is no record of it.
+        """
+        return self._ledger.cancel(job_id)
+
+    def jobs(self, state: str | None = None, limit: int = 50) -> list[Status]:
+        """The newest jobs first, all or those in one state."""
+        if state is not None and state not in TRANSITIONS:
+            raise TranscoderError(f"there is no state {state!r}", f"The states are {', '.join(TRANSITIONS)}.")
+        return [_status(record) for record in self._ledger.jobs(state, limit)]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._ledger.close()
+
+
+def error_of(status: Status) -> TranscoderError:
+    """The error of a job that failed or was cancelled, as the exception it was on the worker."""
+    told = status.error or {}
+    kind = error_named(str(told.get("kind", "")))
+    what = str(told.get("what") or f"job {status.id} is {status.state}")
+    return kind(what, str(told.get("next_step", "")), told.get("evidence") or {})
+
+
+def _status(record: Record) -> Status:
+    fields = record.fields
+    state = fields["state"]
+    return Status(
+        id=record.job_id,
+        state=state,
+        phase=fields.get("phase", "probing") if state == "running" else state,
+        spec=json.loads(fields["spec"]),
+        created=float(fields["created"]),
+        started=_maybe(float, fields.get("started")),
+        finished=_maybe(float, fields.get("finished")),
+        progress=_maybe(lambda text: Progress(**json.loads(text)), fields.get("progress")),
+        result=_maybe(json.loads, fields.get("result")),
+        error=_maybe(json.loads, fields.get("error")),
+        attempts=int(fields["attempt"]),
+        owner=fields.get("owner"),
+        waiting_for=_waiting_for(record) if state == "queued" else None,
+        cancel_asked="cancel" in fields,
+        history=record.history,
+    )
+
+
+def _maybe(read: Callable[[str], Any], text: str | None) -> Any:
+    return None if text is None else read(text)
+
+
+def _waiting_for(record: Record) -> str:
+    name, schema = record.fields["queue"], record.fields["schema"]
+    if not record.workers:
+        return f"no worker is running; start one that reads schema {schema} (queue {name})"
+    others = record.waiting - 1
+    return f"a free place on a worker (queue {name}, {others or 'no'} other{'' if others == 1 else 's'} waiting)"
+
+
+def _passed(now: Status, seen: int) -> Iterator[Status]:
+    """What happened between two looks: the phases of the history that are not shown by the last of them."""
+    moments = [moment for moment in now.history[seen:] if moment.what in PHASES]
+    if moments and moments[-1].what == now.phase:
+        moments = moments[:-1]
+    for moment in moments:
+        state = "queued" if moment.what == "queued" else "running"
+        yield replace(now, state=state, phase=moment.what, progress=None, result=None, error=None, finished=None)

@@ -1,0 +1,270 @@
+-- The ledger's changes, each of which happens whole or not at all. ledger.py puts the constants before this text:
+-- LEGAL[from][to], RETENTION (seconds that a finished record is kept), HISTORY (lines of a job's history), ALIVE (seconds).
+-- Every operation answers with a word first: 'ok', or why it was refused. Times are Redis' own, in seconds of Unix time.
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+
+local function at(time) return string.format('%.6f', time) end
+local function job_key(id) return 'transcoder:job:' .. id end
+local function history_key(id) return 'transcoder:history:' .. id end
+local function state_key(state) return 'transcoder:state:' .. state end
+local function waiting_key(queue) return 'transcoder:waiting:' .. queue end
+local function target_key(digest) return 'transcoder:target:' .. digest end
+local function token_key(digest) return 'transcoder:token:' .. digest end
+
+local function field(id, name) return redis.call('HGET', job_key(id), name) end
+local function finished(state) return next(LEGAL[state]) == nil end
+local function unfinished(id)
+  local state = field(id, 'state')
+  return state and not finished(state)
+end
+
+local function note(id, time, what, detail)
+  redis.call('RPUSH', history_key(id), cjson.encode({time, what, detail or ''}))
+  redis.call('LTRIM', history_key(id), -HISTORY, -1)
+end
+
+-- phases that began since the last word from the worker: {{name, seconds ago, detail}, ...}
+local function note_phases(id, phases)
+  for _, begun in ipairs(phases) do note(id, now - begun[2], begun[1], begun[3]) end
+  if #phases > 0 then redis.call('HSET', job_key(id), 'phase', phases[#phases][1]) end
+end
+
+-- the first of the targets that another unfinished job has, and that job
+local function taken(id, targets)
+  for place, digest in ipairs(targets) do
+    local other = redis.call('GET', target_key(digest))
+    if other and other ~= id and unfinished(other) then return place, other end
+  end
+end
+
+local function take(id, targets)
+  local mine = cjson.decode(field(id, 'targets') or '[]')
+  for _, digest in ipairs(targets) do
+    if redis.call('GET', target_key(digest)) ~= id then
+      redis.call('SET', target_key(digest), id)
+      mine[#mine + 1] = digest
+    end
+  end
+  if #mine > 0 then redis.call('HSET', job_key(id), 'targets', cjson.encode(mine)) end
+end
+
+local function release(id)
+  for _, digest in ipairs(cjson.decode(field(id, 'targets') or '[]')) do
+    if redis.call('GET', target_key(digest)) == id then redis.call('DEL', target_key(digest)) end
+  end
+end
+
+-- the indexes forget what has expired, a bounded number at a time
+local function prune()
+  for state, ways_out in pairs(LEGAL) do
+    if next(ways_out) == nil then
+      local gone = redis.call('ZRANGEBYSCORE', state_key(state), '-inf', now - RETENTION, 'LIMIT', 0, 50)
+      for _, id in ipairs(gone) do
+        redis.call('ZREM', state_key(state), id)
+        redis.call('ZREM', 'transcoder:jobs', id)
+      end
+    end
+  end
+end
+
+local function retire(id)
+  release(id)
+  redis.call('HDEL', job_key(id), 'targets', 'claim', 'cancel')
+  redis.call('HSET', job_key(id), 'finished', at(now))
+  local token = field(id, 'token')
+  if token then redis.call('EXPIRE', token_key(token), RETENTION) end
+  redis.call('EXPIRE', job_key(id), RETENTION)
+  redis.call('EXPIRE', history_key(id), RETENTION)
+  prune()
+end
+
+local function wait_in(id, queue)
+  redis.call('SADD', 'transcoder:queues', queue)
+  redis.call('ZADD', waiting_key(queue), at(now), id)
+end
+
+-- the one way from state to state; answers with the refusal, or nil when it is done
+local function move(id, to, detail)
+  local from, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+  if not from then return {'unknown'} end
+  if not LEGAL[from][to] then return {'refused', from} end
+  redis.call('HSET', job_key(id), 'state', to, 'updated', at(now))
+  redis.call('ZREM', state_key(from), id)
+  redis.call('ZADD', state_key(to), at(now), id)
+  if from == 'queued' then redis.call('ZREM', waiting_key(queue), id) end
+  if to == 'queued' then wait_in(id, queue) end
+  note(id, now, to, detail)
+  if finished(to) then retire(id) end
+end
+
+-- nil when the job runs under this fencing number, otherwise the refusal
+local function not_held(id, fence)
+  local state, attempt = unpack(redis.call('HMGET', job_key(id), 'state', 'attempt'))
+  if not state then return {'unknown'} end
+  if state ~= 'running' or attempt ~= fence then return {'refused', state, attempt} end
+end
+
+local operations = {}
+
+function operations.submit(job)
+  if redis.call('EXISTS', job_key(job.id)) == 1 then return {'ok', job.id} end -- sent twice by a connection that broke
+  local first = job.token and redis.call('GET', token_key(job.token))
+  local digest = first and field(first, 'digest')
+  if digest then return {digest == job.digest and 'ok' or 'conflict', first} end
+  local place, other = taken(job.id, job.targets)
+  if place then return {'taken', place, other} end
+
+  redis.call('HSET', job_key(job.id), 'state', 'queued', 'spec', job.spec, 'schema', job.schema,
+    'priority', job.priority, 'source', job.source, 'target', job.target, 'profile', job.profile,
+    'queue', job.queue, 'created', at(now), 'updated', at(now), 'attempt', 0)
+  if job.token then
+    redis.call('HSET', job_key(job.id), 'token', job.token, 'digest', job.digest)
+    redis.call('SET', token_key(job.token), job.id)
+  end
+  take(job.id, job.targets)
+  redis.call('ZADD', 'transcoder:jobs', at(now), job.id)
+  redis.call('ZADD', state_key('queued'), at(now), job.id)
+  wait_in(job.id, job.queue)
+  note(job.id, now, 'queued')
+  redis.call('LPUSH', job.list, job.message)
+  return {'ok', job.id}
+end
+
+function operations.claim(ask)
+  local id = ask.id
+  local job = redis.call('HMGET', job_key(id), 'state', 'schema', 'priority', 'claim', 'attempt', 'spec')
+  local state, schema, priority, claim, attempt, spec = unpack(job)
+  if state == 'running' and claim == ask.claim then return {'ok', spec, attempt, priority} end
+  if state ~= 'queued' then return {'none'} end -- doubled, late, or of a job that is gone
+  if tonumber(schema) > ask.schema then return {'newer', schema, priority} end
+  attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
+  redis.call('HSET', job_key(id), 'owner', ask.owner, 'claim', ask.claim, 'started', at(now), 'heartbeat', at(now),
+    'phase', 'probing')
+  redis.call('HDEL', job_key(id), 'progress')
+  move(id, 'running', ask.owner)
+  return {'ok', spec, tostring(attempt), priority}
+end
+
+function operations.beat(ask)
+  redis.call('ZADD', 'transcoder:workers', at(now), ask.owner)
+  redis.call('ZREMRANGEBYSCORE', 'transcoder:workers', '-inf', now - RETENTION)
+  local answer = {'ok'}
+  for _, job in ipairs(ask.jobs) do
+    if not_held(job.id, job.fence) then
+      answer[#answer + 1] = job.id
+      answer[#answer + 1] = 'lost'
+    else
+      redis.call('HSET', job_key(job.id), 'heartbeat', at(now))
+      note_phases(job.id, job.phases)
+      if job.progress then redis.call('HSET', job_key(job.id), 'progress', job.progress) end
+      if field(job.id, 'cancel') then
+        answer[#answer + 1] = job.id
+        answer[#answer + 1] = 'cancelled'
+      end
+    end
+  end
+  return answer
+end
+
+function operations.leave(ask)
+  redis.call('ZREM', 'transcoder:workers', ask.owner)
+  return {'ok'}
+end
+
+function operations.hold(ask)
+  local refusal = not_held(ask.id, ask.fence)
+  if refusal then return refusal end
+  return {field(ask.id, 'cancel') and 'cancelled' or 'ok'}
+end
+
+function operations.take_targets(ask)
+  local refusal = not_held(ask.id, ask.fence)
+  if refusal then return refusal end
+  local place, other = taken(ask.id, ask.targets)
+  if place then return {'taken', place, other} end
+  take(ask.id, ask.targets)
+  return {'ok'}
+end
+
+function operations.finish(ask)
+  local state, attempt = unpack(redis.call('HMGET', job_key(ask.id), 'state', 'attempt'))
+  if state == ask.state and attempt == ask.fence then return {'ok'} end -- sent twice by a connection that broke
+  local refusal = not_held(ask.id, ask.fence)
+  if refusal then return refusal end
+  note_phases(ask.id, ask.phases)
+  if ask.progress then redis.call('HSET', job_key(ask.id), 'progress', ask.progress) end
+  if ask.result then redis.call('HSET', job_key(ask.id), 'result', ask.result) end
+  if ask.error then redis.call('HSET', job_key(ask.id), 'error', ask.error) end
+  return move(ask.id, ask.state) or {'ok'}
+end
+
+function operations.hand_back(ask)
+  local refusal = not_held(ask.id, ask.fence) or move(ask.id, 'queued', ask.why)
+  if refusal then return refusal end
+  redis.call('HDEL', job_key(ask.id), 'owner', 'claim', 'phase', 'progress', 'heartbeat', 'started')
+  redis.call('LPUSH', ask.list, ask.message)
+  return {'ok'}
+end
+
+function operations.post(ask)
+  local state, queue = unpack(redis.call('HMGET', job_key(ask.id), 'state', 'queue'))
+  if not state then return {'unknown'} end
+  if state ~= 'queued' then return {'refused', state} end
+  if queue ~= ask.queue then
+    redis.call('HSET', job_key(ask.id), 'queue', ask.queue)
+    redis.call('ZREM', waiting_key(queue), ask.id)
+    wait_in(ask.id, ask.queue)
+    note(ask.id, now, 'queued', ask.why)
+  end
+  redis.call('LPUSH', ask.list, ask.message)
+  return {'ok'}
+end
+
+function operations.cancel(ask)
+  local state = field(ask.id, 'state')
+  if state == 'running' then
+    if redis.call('HSETNX', job_key(ask.id), 'cancel', at(now)) == 1 then note(ask.id, now, 'cancel asked') end
+    return {'ok', 'running'}
+  end
+  local refusal = move(ask.id, 'cancelled')
+  if refusal then return refusal end
+  redis.call('HSET', job_key(ask.id), 'error', ask.error)
+  return {'ok', 'cancelled'}
+end
+
+function operations.record(ask)
+  local record = redis.call('HGETALL', job_key(ask.id))
+  if #record == 0 then return {'unknown'} end
+  local waiting = redis.call('ZCARD', waiting_key(field(ask.id, 'queue')))
+  local workers = redis.call('ZCOUNT', 'transcoder:workers', now - ALIVE, '+inf')
+  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, workers}
+end
+
+function operations.jobs(ask)
+  local index = ask.state and state_key(ask.state) or 'transcoder:jobs'
+  local answer = {'ok'}
+  for _, id in ipairs(redis.call('ZREVRANGE', index, 0, ask.limit - 1)) do
+    local record = redis.call('HGETALL', job_key(id))
+    if #record > 0 then
+      answer[#answer + 1] = id
+      answer[#answer + 1] = record
+    end
+  end
+  return answer
+end
+
+function operations.figures()
+  local workers = redis.call('ZCOUNT', 'transcoder:workers', now - ALIVE, '+inf')
+  local answer = {'ok', redis.call('ZCARD', state_key('running')), workers}
+  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+    local oldest = redis.call('ZRANGE', waiting_key(queue), 0, 0, 'WITHSCORES')[2]
+    answer[#answer + 1] = queue
+    answer[#answer + 1] = redis.call('ZCARD', waiting_key(queue))
+    answer[#answer + 1] = at(oldest and math.max(0, now - tonumber(oldest)) or 0)
+  end
+  return answer
+end
+
+return operations[ARGV[1]](cjson.decode(ARGV[2]))

@@ -1,0 +1,424 @@
+"""The record of every job in Redis: the truth about it. Each change happens whole or is refused.
+
+The message on the queue only carries the job's id: it may come twice, late or never without harm, because a worker
+may run a job only after it moved the record from queued to running. The record and its first message are written in
+one step, so that there is neither a message without a record nor a record without a message.
+
+The changes are in ledger.lua, which Redis runs; times are Redis' own, so that the clocks of the hosts do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from posixpath import normpath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from transcoder.errors import (
+    BrokerUnavailable,
+    JobCancelled,
+    JobUnknown,
+    TargetExists,
+    TokenConflict,
+    TransitionRefused,
+)
+from transcoder.spec import JobSpec
+
+TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
+    "queued": frozenset({"running", "cancelled"}),
+    "running": frozenset({"queued", "published", "failed", "cancelled"}),
+    "published": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+"""Every state and the states that may follow it; ledger.lua takes the law from here."""
+
+FINISHED: Final = frozenset(state for state, following in TRANSITIONS.items() if not following)
+RETENTION = 7 * 86400.0
+"""Seconds that the record of a finished job is kept; those of unfinished jobs are kept until they finish."""
+
+KEEPALIVE: Final[Mapping[int, int]] = {
+    socket.TCP_KEEPIDLE: 3,
+    socket.TCP_KEEPINTVL: 1,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 5000,
+}
+"""A peer that is gone is noticed after 6 s of silence, and 5 s (5000 ms) after something was sent to it."""
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds to wait for a connection. With ANSWER_TIMEOUT it bounds how long a submit may take when Redis is away."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds to wait for an answer. Every change takes well under a millisecond of Redis' time."""
+HEALTH_CHECK = 5
+"""Seconds of idleness after which a connection is tried with PING before it is used."""
+
+_HISTORY = 100
+_ALIVE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A job's message, ready for its queue: `list_key` is the Redis list, `text` the envelope with the job's id."""
+
+    queue: str
+    list_key: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The job is this worker's now. `spec` is JSON; `fence` is the number of the attempt, which every change shows."""
+
+    spec: str
+    fence: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Newer:
+    """The job is of a newer schema than this worker reads; nothing was changed."""
+
+    schema: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker tells of one running job: phases begun since the last report, as (phase, seconds ago, detail)."""
+
+    job_id: str
+    fence: int
+    phases: Sequence[tuple[str, float, str]] = ()
+    progress: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A line of a job's history. `at` is Unix time in seconds; `what` a state or a phase."""
+
+    at: float
+    what: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything that is known of a job. `fields` are Redis' texts; `ahead` counts the jobs that wait in its queue."""
+
+    job_id: str
+    fields: Mapping[str, str]
+    history: tuple[Moment, ...] = ()
+    waiting: int = 0
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """How many jobs wait in one queue, and for how many seconds the oldest has."""
+
+    depth: int
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The whole queue at a glance: running jobs, workers heard of in the last 10 s, and what waits by queue."""
+
+    running: int
+    workers: int
+    queues: Mapping[str, QueueFigures] = field(default_factory=dict)
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that fails soon and clearly. Nothing is sent before it is used.
+
+    One repetition covers a connection that Redis closed while it was idle; the changes bear being sent twice. A
+    timeout is not repeated, so that the worst case stays CONNECT_TIMEOUT + ANSWER_TIMEOUT.
+    """
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_connect_timeout=CONNECT_TIMEOUT,
+        socket_timeout=ANSWER_TIMEOUT,
+        socket_keepalive=True,
+        socket_keepalive_options=dict(KEEPALIVE),
+        health_check_interval=HEALTH_CHECK,
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    )
+
+
+def targets_of(spec: JobSpec) -> tuple[str, ...]:
+    """What a job is going to write, as far as it is known at submit: two unfinished jobs never share one of these.
+
+    A {height} is known only after the source was looked at; it stays open, in a form that no path has.
+    """
+    return tuple(
+        dict.fromkeys(_target(spec, output.video is not None, index) for index, output in enumerate(spec.outputs))
+    )
+
+
+def _target(spec: JobSpec, has_picture: bool, index: int) -> str:
+    output = spec.outputs[index]
+    path = normpath(spec.target_of(output, 0 if has_picture else None))
+    return f"?{path}" if has_picture and path != normpath(spec.target_of(output, 1)) else path
+
+
+class Ledger:
+    """The records, over one Redis. Safe to share between threads.
+
+    Every method raises BrokerUnavailable when Redis does not answer or refuses to write.
+    """
+
+    def __init__(self, url: str, retention: float = RETENTION) -> None:
+        self.url = url
+        self._redis = connect(url)
+        self._script = self._redis.register_script(_script(retention))
+
+    def submit(self, job_id: str, spec: JobSpec, message: Message) -> str:
+        """Record a job and put its message on the queue. Gives the job's id: an older one for a token used before.
+
+        Raises:
+            TokenConflict: the token was used before with another spec.
+            TargetExists: another unfinished job writes one of the targets.
+        """
+        targets = targets_of(spec)
+        answer = self._change(
+            "submit",
+            id=job_id,
+            spec=spec.model_dump_json(by_alias=True),
+            schema=spec.schema_version,
+            priority=spec.priority,
+            source=spec.source,
+            target=spec.target,
+            profile=spec.profile,
+            targets=[_digest(target) for target in targets],
+            **(_token(spec) if spec.token else {}),
+            **_posted(message),
+        )
+        match answer:
+            case ["ok", first]:
+                return str(first)
+            case ["conflict", first]:
+                raise TokenConflict(
+                    f"the token {spec.token!r} was used before, for job {first} with another spec",
+                    "Take a new token, or submit the first spec again.",
+                )
+            case _:
+                raise _taken(targets, answer)
+
+    def claim(self, job_id: str, owner: str, schema: int) -> Claimed | Newer | None:
+        """Take a queued job for `owner`, who reads specs up to `schema`. None where there is nothing to do.
+
+        That is so for a message that comes twice or late, and for a job that was cancelled or is gone.
+        """
+        # the claim's own word: when the answer is lost on the way, the repetition is still this claim
+        answer = self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8))
+        match answer:
+            case ["ok", spec, attempt, priority]:
+                return Claimed(spec, int(attempt), int(priority))
+            case ["newer", newer, priority]:
+                return Newer(int(newer), int(priority))
+            case _:
+                return None
+
+    def beat(self, owner: str, reports: Sequence[Report]) -> dict[str, str]:
+        """Say that `owner` lives and how its jobs are. Gives those that must stop, with 'cancelled' or 'lost'."""
+        _, *answer = self._change("beat", owner=owner, jobs=[_told(report) for report in reports])
+        return dict(zip(answer[::2], answer[1::2], strict=True))
+
+    def leave(self, owner: str) -> None:
+        """`owner` works no longer."""
+        self._change("leave", owner=owner)
+
+    def still_ours(self, job_id: str, fence: int) -> None:
+        """Check that the job runs under this fencing number and nobody cancelled it.
+
+        Raises:
+            TransitionRefused: it does not.
+            JobCancelled: somebody did.
+        """
+        if self._held(job_id, self._change("hold", id=job_id, fence=str(fence))) == ["cancelled"]:
+            raise JobCancelled(f"job {job_id} was cancelled")
+
+    def take_targets(self, job_id: str, fence: int, paths: Sequence[str]) -> None:
+        """Keep other jobs off these paths until the job is finished.
+
+        Raises:
+            TargetExists: another unfinished job has one of them.
+            TransitionRefused: the job is not this worker's any more.
+        """
+        targets = [normpath(path) for path in paths]
+        digests = [_digest(target) for target in targets]
+        answer = self._held(job_id, self._change("take_targets", id=job_id, fence=str(fence), targets=digests))
+        if answer[0] == "taken":
+            raise _taken(targets, answer)
+
+    def finish(
+        self,
+        report: Report,
+        state: str,
+        result: Mapping[str, object] | None = None,
+        error: Mapping[str, object] | None = None,
+    ) -> None:
+        """End a running job: published with its result, or failed or cancelled with the error. Frees its targets.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+        """
+        words = {"result": result, "error": error}
+        texts = {name: json.dumps(value, default=str) for name, value in words.items() if value is not None}
+        self._held(report.job_id, self._change("finish", state=state, **texts, **_told(report)))
+
+    def hand_back(self, job_id: str, fence: int, message: Message, why: str) -> None:
+        """Put a running job back on the queue, for another worker.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+        """
+        self._held(job_id, self._change("hand_back", id=job_id, fence=str(fence), why=why, **_posted(message)))
+
+    def post(self, job_id: str, message: Message, why: str) -> None:
+        """Send a queued job's message again, perhaps to another queue.
+
+        Raises:
+            TransitionRefused: the job is not queued.
+        """
+        self._held(job_id, self._change("post", id=job_id, why=why, **_posted(message)))
+
+    def cancel(self, job_id: str) -> str:
+        """Cancel a job: a queued one at once, a running one when its worker hears of it. Gives its state now.
+
+        Raises:
+            TransitionRefused: it is finished.
+        """
+        error = JobCancelled(f"job {job_id} was cancelled before it started").as_record()
+        return str(self._held(job_id, self._change("cancel", id=job_id, error=json.dumps(error)))[1])
+
+    def record(self, job_id: str) -> Record:
+        """All that is known of a job.
+
+        Raises:
+            JobUnknown: there is no record; finished ones are kept for a limited time.
+        """
+        _, flat, history, waiting, workers = self._held(job_id, self._change("record", id=job_id))
+        return Record(job_id, _pairs(flat), tuple(Moment(*json.loads(line)) for line in history), waiting, workers)
+
+    def jobs(self, state: str | None = None, limit: int = 50) -> list[Record]:
+        """The newest jobs, or the newest in a state, without their histories."""
+        _, *found = self._change("jobs", limit=limit, **({"state": state} if state else {}))
+        return [Record(job_id, _pairs(flat)) for job_id, flat in zip(found[::2], found[1::2], strict=True)]
+
+    def figures(self) -> Figures:
+        """Running jobs, live workers, and the depth and oldest wait of every queue."""
+        _, running, workers, *queues = self._change("figures")
+        rows = zip(queues[::3], queues[1::3], queues[2::3], strict=True)
+        return Figures(running, workers, {name: QueueFigures(depth, float(oldest)) for name, depth, oldest in rows})
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._redis.close()
+
+    def _change(self, operation: str, **words: object) -> list[Any]:
+        try:
+            answer: list[Any] = self._script(args=[operation, json.dumps(words, ensure_ascii=False)])
+        except (redis.RedisError, OSError) as refused:
+            raise _unavailable(self.url, refused) from refused
+        return answer
+
+    def _held(self, job_id: str, answer: list[Any]) -> list[Any]:
+        match answer:
+            case ["unknown"]:
+                raise JobUnknown(f"there is no job {job_id}", "`transcoder jobs` lists those there are.")
+            case ["refused", state]:
+                raise TransitionRefused(f"job {job_id} is {state}", _STATES.get(state, ""))
+            case ["refused", state, attempt]:
+                raise TransitionRefused(
+                    f"job {job_id} is not this worker's any more: it is {state}, attempt {attempt}",
+                    "Nothing to do: what became of it is in its record.",
+                )
+            case _:
+                return answer
+
+
+_STATES = dict.fromkeys(FINISHED, "It is finished, and that is final: submit it again if it shall run again.")
+
+
+def safe(url: str) -> str:
+    """The address without its password, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _script(retention: float) -> str:
+    ways = ", ".join(
+        f"{state} = {{{', '.join(f'{following} = true' for following in sorted(states))}}}"
+        for state, states in TRANSITIONS.items()
+    )
+    constants = (
+        f"local LEGAL = {{{ways}}}\n"
+        f"local RETENTION, HISTORY, ALIVE = {max(1, round(retention))}, {_HISTORY}, {_ALIVE}\n"
+    )
+    return constants + Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
+
+
+def _posted(message: Message) -> dict[str, str]:
+    return {"queue": message.queue, "list": message.list_key, "message": message.text}
+
+
+def _told(report: Report) -> dict[str, object]:
+    told: dict[str, object] = {"id": report.job_id, "fence": str(report.fence), "phases": list(report.phases)}
+    return told | ({"progress": json.dumps(report.progress)} if report.progress is not None else {})
+
+
+def _token(spec: JobSpec) -> dict[str, str]:
+    # without defaults, so that a new field in a later version does not make it another spec
+    asked = json.dumps(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return {"token": _digest(spec.token or ""), "digest": _digest(asked)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _pairs(flat: Sequence[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _taken(targets: Sequence[str], answer: Sequence[Any]) -> TargetExists:
+    _, place, other = answer
+    return TargetExists(
+        f"job {other} is writing {targets[int(place) - 1].removeprefix('?')}",
+        "Wait for it or cancel it, or choose another target.",
+    )
+
+
+def _unavailable(url: str, refused: Exception) -> BrokerUnavailable:
+    """What is wrong with Redis, in words that say what to mend."""
+    what, next_step = next(words for kind, words in _TROUBLES if isinstance(refused, kind))
+    return BrokerUnavailable(f"Redis at {safe(url)} {what.format(refused)}", next_step)
+
+
+_CHECK = "Check that it runs and that TRANSCODER_BROKER_URL names it (docker compose up redis; redis-cli ping)."
+_LOGIN = ("refuses this user or password", "Check user and password in TRANSCODER_BROKER_URL.")
+_TROUBLES: Final[Sequence[tuple[type[Exception], tuple[str, str]]]] = (
+    (redis.OutOfMemoryError, ("is full and writes nothing more", "Give it more memory (maxmemory).")),
+    (redis.AuthenticationError, _LOGIN),
+    (redis.exceptions.AuthorizationError, _LOGIN),
+    (redis.exceptions.NoPermissionError, _LOGIN),
+    (redis.BusyLoadingError, ("is still loading its data", "Try again in a moment.")),
+    (redis.ReadOnlyError, ("is a replica and writes nothing", "Name the primary in TRANSCODER_BROKER_URL.")),
+    (redis.TimeoutError, ("does not answer in time", _CHECK)),
+    (redis.ConnectionError, ("does not answer: {}", _CHECK)),
+    (OSError, ("does not answer: {}", _CHECK)),
+    (Exception, ("refuses: {}", "Look at its log.")),
+)
