@@ -187,6 +187,8 @@ def _maybe(read: Callable[[str], Any], text: str | None) -> Any:
 
 def _waiting_for(record: Record) -> str:
     name, schema = record.fields["queue"], record.fields["schema"]
+    if record.waiting is None:
+        return "a place on a worker"
     if not record.workers:
         return f"no worker is running; start one that reads schema {schema} (queue {name})"
     others = record.waiting - 1

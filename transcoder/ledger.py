@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
@@ -113,13 +114,16 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Everything that is known of a job. `fields` are Redis' texts; `ahead` counts the jobs that wait in its queue."""
+    """Everything that is known of a job. `fields` are Redis' texts.
+
+    Asked for one by one it has its history too, how many jobs wait in its queue and how many workers live.
+    """
 
     job_id: str
     fields: Mapping[str, str]
     history: tuple[Moment, ...] = ()
-    waiting: int = 0
-    workers: int = 0
+    waiting: int | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +336,8 @@ class Ledger:
         try:
             answer: list[Any] = self._script(args=[operation, json.dumps(words, ensure_ascii=False)])
         except (redis.RedisError, OSError) as refused:
+            if _is_a_bug(refused):
+                raise
             raise _unavailable(self.url, refused) from refused
         return answer
 
@@ -400,6 +406,11 @@ def _taken(targets: Sequence[str], answer: Sequence[Any]) -> TargetExists:
         f"job {other} is writing {targets[int(place) - 1].removeprefix('?')}",
         "Wait for it or cancel it, or choose another target.",
     )
+
+
+def _is_a_bug(refused: Exception) -> bool:
+    """An error of the script itself: it would be the same the next time. Redis' own refusals begin with a code."""
+    return type(refused) is redis.ResponseError and not re.match(r"[A-Z]{2,} ", str(refused))
 
 
 def _unavailable(url: str, refused: Exception) -> BrokerUnavailable:

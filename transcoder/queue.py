@@ -161,6 +161,7 @@ _CONSUMING: Final[dict[str, Any]] = {
     # registry of metrics, and a job's process group is ended by the thread that waits for it.
     "worker_pool": "transcoder.places:Places",
     # Redis may come up after the worker, and may go away for as long as it likes
+    "worker_consumer": "transcoder.places:Patient",
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     # set so that Celery does not warn at every reconnect; it only concerns late acknowledgement

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import inf
 from time import monotonic, sleep
 from typing import TypeVar
 
 from transcoder import __version__, log, metrics, queue, settings, spec
-from transcoder.errors import BrokerUnavailable, JobCancelled, TranscoderError, TransitionRefused
+from transcoder.errors import BrokerUnavailable, JobCancelled, JobUnknown, TranscoderError, TransitionRefused
 from transcoder.events import Advanced, Emit, Event, Failed, Started, phase
 from transcoder.job import transcode
 from transcoder.ledger import Claimed, Ledger, Newer, Report
@@ -75,15 +76,11 @@ def _work(chosen: Settings, concurrency: int | None, name: str) -> int:
     owner = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = Ledger(chosen.broker_url, chosen.retention)
     heart = Heart(ledger, owner)
-    # the look at the machine goes on while Celery is imported and connects
-    with ThreadPoolExecutor(1, "survey") as aside:
-        equipped = aside.submit(_equip, chosen, policy, ledger, heart.beats)
-        equipped.add_done_callback(_stop_where_it_failed)
-        heart.start()
-        worker = Worker(ledger, heart, equipped, policy)
-        code = queue.consume(
-            chosen.broker_url, worker.run, name=f"{name}@{owner}", concurrency=places, ready=heart.consuming
-        )
+    equipped = _aside(lambda: _equip(chosen, policy, ledger, heart.beats))
+    equipped.add_done_callback(_stop_where_it_failed)
+    heart.start()
+    run = Worker(ledger, heart, equipped, policy).run
+    code = queue.consume(chosen.broker_url, run, name=f"{name}@{owner}", concurrency=places, ready=heart.consuming)
     heart.stop()
     equipped.result().endpoint_close()
     return code
@@ -96,6 +93,14 @@ class Equipment:
     machine: Machine
     metrics: metrics.Metrics
     endpoint_close: Callable[[], None]
+
+
+def _aside(equip: Callable[[], Equipment]) -> Future[Equipment]:
+    """The look at the machine goes on while Celery is imported and connects; the first job waits for it."""
+    thread = ThreadPoolExecutor(1, "survey")
+    equipped = thread.submit(equip)
+    thread.shutdown(wait=False)
+    return equipped
 
 
 def _equip(chosen: Settings, policy: Policy, ledger: Ledger, healthy: Callable[[], bool]) -> Equipment:
@@ -127,7 +132,8 @@ class Worker:
         match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA)):
             case Claimed() as claimed:
                 held = Held(self._ledger, job_id, claimed.fence, self._heart.wake)
-                with self._heart.watching(held), suppress(TransitionRefused):  # the record has another owner by now
+                # suppressed: what the record's new owner does with the job is not ours to say
+                with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
                     self._hold(held, claimed)
             case Newer() as newer:
                 self._pass_on(job_id, newer)
@@ -137,15 +143,15 @@ class Worker:
     def _pass_on(self, job_id: str, newer: Newer) -> None:
         why = f"needs a worker that reads schema {newer.schema}; this one reads up to {spec.SCHEMA}"
         log.write("passed_on", why, level=logging.WARNING, job=job_id)
-        with suppress(TransitionRefused):  # cancelled in between
+        with suppress(TransitionRefused, JobUnknown):  # cancelled in between
             message = queue.message(job_id, newer.priority, newer.schema)
             patiently(lambda: self._ledger.post(job_id, message, why))
 
     def _hold(self, held: Held, claimed: Claimed) -> None:
         try:
             equipment = self._equipped.result()
-        except TranscoderError as wrong:  # this worker is about to end
-            held.hand_back(claimed.priority, wrong.what)
+        except Exception as wrong:  # this worker is about to end, see _stop_where_it_failed
+            held.hand_back(claimed.priority, f"the worker cannot work: {str(wrong).splitlines()[0]}")
             return
         self._transcode(held, claimed, equipment)
 
@@ -162,7 +168,7 @@ class Worker:
             attempt = Attempt(held.job_id, claimed.fence)
             published = transcode(asked, attempt, equipment.machine, self._policy, emit, held)
             held.finish("published", result=published.as_record())
-        except TransitionRefused as lost:
+        except (TransitionRefused, JobUnknown) as lost:
             emit(Failed(lost))
             log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
         except TranscoderError as wrong:
@@ -249,7 +255,8 @@ class Heart:
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._consuming = False
-        self._answered = -FRESH
+        self._answered = -inf
+        self._away = False
         self._thread = threading.Thread(target=self._live, name="heart", daemon=True)
 
     def start(self) -> None:
@@ -298,13 +305,14 @@ class Heart:
         try:
             verdicts = self._ledger.beat(self.owner, [report for _, report in told])
         except BrokerUnavailable as away:
-            if self.beats():
+            if not self._away:
                 log.LOGGER.warning("%s; running jobs go on", away.what)
+            self._away = True
             return
         except Exception:  # a heart that stands still would let nobody cancel a job
             log.LOGGER.exception("the heart missed a beat")
             return
-        self._answered = monotonic()
+        self._answered, self._away = monotonic(), False
         for held, report in told:
             held.told(report)
             if held.job_id in verdicts:
