@@ -15,16 +15,16 @@ from transcoder.errors import TranscoderError
 from transcoder.spec import JobSpec
 
 if TYPE_CHECKING:
-    from transcoder.client import Client
+    from transcoder.client import Client, Status
 
 __version__ = "0.1.0"
-__all__ = ["Client", "JobSpec", "TranscoderError", "__version__"]
+__all__ = ["Client", "JobSpec", "Status", "TranscoderError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """The client on first use: it brings Celery and Redis, which `transcoder run` does without."""
-    if name == "Client":
-        from transcoder.client import Client
+    """The client on first use: it brings Redis, which `transcoder run` does without."""
+    if name in ("Client", "Status"):
+        from transcoder import client
 
-        return Client
+        return getattr(client, name)
     raise AttributeError(f"module 'transcoder' has no attribute '{name}'")
