@@ -11,7 +11,7 @@ import pytest
 
 from transcoder import log
 from transcoder.command import Route
-from transcoder.errors import InputMissing
+from transcoder.errors import InputMissing, JobCancelled
 from transcoder.events import (
     Advanced,
     Event,
@@ -155,3 +155,10 @@ def test_a_path_that_is_no_unicode_is_still_one_line(stream: io.StringIO) -> Non
     log.configure("json", "info", stream)
     log.listener("ab12")(Probing("/media/\udc80.mp4"))
     assert lines(stream)[0]["source"] == "/media/\udc80.mp4"
+
+
+def test_a_cancelled_job_is_no_error(stream: io.StringIO) -> None:
+    log.configure("json", "info", stream)
+    log.listener("ab12")(Failed(JobCancelled("the job was cancelled")))
+    (line,) = lines(stream)
+    assert (line["level"], line["event"], line["message"]) == ("info", "cancelled", "the job was cancelled")

@@ -98,8 +98,8 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_a_variable_that_is_no_setting_is_reported_with_the_one_that_was_meant() -> None:
-    (typo, stranger) = settings.unknown({"TRANSCODER_MEDIA_ROOT": "/m", "TRANSCODER_XYZZY": "1", "PATH": "/bin"})
-    assert "did you mean TRANSCODER_MEDIA_ROOTS?" in typo
+    (typo, stranger) = settings.unknown({"TRANSCODER_METRIC_PORT": "1", "TRANSCODER_XYZZY": "1", "PATH": "/bin"})
+    assert "did you mean TRANSCODER_METRICS_PORT?" in typo
     assert "TRANSCODER_XYZZY is no setting" in stranger
 
 

@@ -186,7 +186,10 @@ def submit(
     salvage: Salvage = False,
     verify: Verify = None,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Follow the job to its end, and end with its exit code.")
+        bool,
+        typer.Option(
+            "--wait", help="Follow the job to its end, and end with its exit code. Ctrl-C stops waiting, not the job."
+        ),
     ] = False,
     json: AsJson = False,
 ) -> None:
@@ -206,6 +209,8 @@ def submit(
     client = _client()
     number = client.submit(job)
     if wait:
+        if not json:
+            print(f"job {number}", file=sys.stderr)
         _conclude(_follow(client.watch(number), quiet=json), json)
     elif json:
         screen.as_json({"id": number})
@@ -283,21 +288,18 @@ def cancel(number: JobId, json: AsJson = False) -> None:
 
     A queued one ends at once, a running one within a second. Nothing is published.
     """
-    client = _client()
-    client.cancel(number)
-    found = client.status(number)
+    state = _client().cancel(number)
     if json:
-        screen.as_json({"id": number, "state": found.state})
+        screen.as_json({"id": number, "state": state})
     else:
-        screen.line(f"{number} is cancelled" if found.state == "cancelled" else f"{number} is being cancelled")
+        screen.line(f"{number} is cancelled" if state == "cancelled" else f"{number} is being cancelled")
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def worker(context: typer.Context) -> None:
+def worker() -> None:
     """Take jobs off the queue and do them."""
-    from transcoder.worker import main
-
-    raise typer.Exit(main(context.args))
+    # only here to be listed: __main__ starts it without this module
+    raise typer.BadParameter("`worker` comes first and its options follow", param_hint="worker")
 
 
 @app.command(
@@ -569,6 +571,6 @@ def _error(last: Status) -> TranscoderError | None:
 
 
 def _done(one: Status) -> str:
-    if one.progress is None or one.progress.fraction is None:
+    if one.phase != "encoding" or one.progress is None or one.progress.fraction is None:
         return ""
     return f"{one.progress.fraction:.0%}"

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO, assert_never
 
+from transcoder.errors import JobCancelled
 from transcoder.events import (
     Advanced,
     Emit,
@@ -100,7 +101,9 @@ def without_passwords(text: str) -> str:
 
 
 def _name(event: Event) -> str:
-    """FellBack is fell_back."""
+    """FellBack is fell_back; a job that failed because it was cancelled is cancelled."""
+    if isinstance(event, Failed) and isinstance(event.error, JobCancelled):
+        return "cancelled"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
 
 
@@ -127,6 +130,8 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911 - o
             return logging.INFO, "publishing", {"route": route.name}
         case Published():
             return logging.INFO, _published(event), _result(event)
+        case Failed(JobCancelled() as error):
+            return logging.INFO, error.what, {}
         case Failed(error):
             return logging.ERROR, f"failed: {error.what}", {"error": error.as_record()}
         case _:

@@ -64,7 +64,8 @@ class _Bar:
         self._task = progress.add_task("", total=None, pace="")
 
     def phase(self, name: str) -> None:
-        self._progress.update(self._task, description=name, total=None, pace="")
+        # at once, since a phase may be over before the next frame of the animation
+        self._progress.update(self._task, description=name, pace="", refresh=True)
 
     def pace(self, fraction: float | None, fps: float | None, speed: float | None, eta: float | None) -> None:
         total = None if fraction is None else 1.0
@@ -160,7 +161,7 @@ def result(record: Mapping[str, Any]) -> None:
     )
     pace = in_words(record["fps"], record["speed"], None)
     where = record["device"] or "the CPU"
-    line(f"verified; by {record['route']} on {where} in {record['timings']['total']:.1f} s  {pace}")
+    line(f"verified, made by {record['route']} on {where} in {record['timings']['total']:.1f} s  {pace}")
     _tried(record["tried"])
     for warning in record["warnings"]:
         line(f"note: {warning}")

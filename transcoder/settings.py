@@ -21,7 +21,7 @@ from transcoder.policy import Policy
 
 PREFIX = "TRANSCODER_"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT$|_PORT_\d+_(TCP|UDP)(_\w+)?$")
+_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP)(_\w+)?$")
 
 
 def _folder(text: str) -> str:
@@ -249,8 +249,9 @@ def _rule(message: str) -> str:
 
 def _of_kubernetes(name: str, text: str) -> bool:
     """Whether Kubernetes made the variable for a service called transcoder or transcoder-something."""
-    named = _KUBERNETES.search(name) is not None
-    return named and "://" in text if name == variable("metrics_port") else named
+    if name.endswith("_PORT") and not name.endswith("_SERVICE_PORT"):
+        return "://" in text
+    return _KUBERNETES.search(name) is not None
 
 
 def _meant(name: str, known: list[str]) -> str:
