@@ -141,27 +141,27 @@ class Media:
 
 def read(report: Json) -> Media:
     """The report of `ffprobe -show_format -show_streams -show_chapters -of json` as a value."""
-    streams = report.get("streams") or []
-    head = report.get("format") or {}
+    streams = [{"index": number, **stream} for number, stream in enumerate(_objects(report.get("streams")))]
+    head = _object(report.get("format"))
     kinds = [(_kind(stream), stream) for stream in streams]
     return Media(
         format=str(head.get("format_name", "")),
-        duration=_seconds(head.get("duration")),
+        duration=_length(head.get("duration")),
         start=_seconds(head.get("start_time")) or 0.0,
-        size=_whole(head.get("size")) or 0,
+        size=_count(head.get("size")) or 0,
         video=tuple(_video(stream) for kind, stream in kinds if kind == "video"),
         audio=tuple(_audio(stream) for kind, stream in kinds if kind == "audio"),
         subtitles=tuple(_subtitle(stream) for kind, stream in kinds if kind == "subtitle"),
         pictures=sum(kind == "picture" for kind, _ in kinds),
         attachments=sum(kind == "attachment" for kind, _ in kinds),
-        chapters=len(report.get("chapters") or []),
+        chapters=len(_objects(report.get("chapters"))),
         other=tuple(str(stream.get("codec_name", kind)) for kind, stream in kinds if kind in ("data", "unknown")),
     )
 
 
 def read_hdr(frame: Json) -> tuple[Mastering | None, LightLevel | None]:
     """The HDR10 metadata among the `side_data_list` of a frame or of a stream."""
-    sides = frame.get("side_data_list") or []
+    sides = _objects(frame.get("side_data_list"))
     masterings = [mastering for side in sides if (mastering := _mastering(side))]
     levels = [level for side in sides if (level := _light_level(side))]
     return next(iter(masterings), None), next(iter(levels), None)
@@ -192,7 +192,7 @@ def disguise(head: bytes) -> Disguise | None:
 
 def _kind(stream: Json) -> str:
     kind = str(stream.get("codec_type", "unknown"))
-    disposition = stream.get("disposition") or {}
+    disposition = _object(stream.get("disposition"))
     if kind == "video" and any(disposition.get(mark) for mark in PICTURE_DISPOSITIONS):
         return "picture"
     return kind if kind in ("video", "audio", "subtitle", "attachment", "data") else "unknown"
@@ -201,16 +201,16 @@ def _kind(stream: Json) -> str:
 def _video(stream: Json) -> VideoStream:
     mastering, light = read_hdr(stream)
     return VideoStream(
-        index=int(stream["index"]),
+        index=_count(stream["index"]) or 0,
         codec=str(stream.get("codec_name", "unknown")),
-        width=_whole(stream.get("width")) or 0,
-        height=_whole(stream.get("height")) or 0,
+        width=_count(stream.get("width")) or 0,
+        height=_count(stream.get("height")) or 0,
         pix_fmt=str(stream.get("pix_fmt", "unknown")),
         depth=_depth(stream),
         sar=_aspect(stream.get("sample_aspect_ratio")),
         rate=_rate(stream.get("avg_frame_rate")),
         base_rate=_rate(stream.get("r_frame_rate")),
-        frames=_whole(stream.get("nb_frames")),
+        frames=_count(stream.get("nb_frames")),
         duration=_duration(stream),
         start=_seconds(stream.get("start_time")) or 0.0,
         field_order=str(stream.get("field_order", "unknown")),
@@ -226,11 +226,11 @@ def _video(stream: Json) -> VideoStream:
 
 def _audio(stream: Json) -> AudioStream:
     return AudioStream(
-        index=int(stream["index"]),
+        index=_count(stream["index"]) or 0,
         codec=str(stream.get("codec_name", "unknown")),
-        channels=_whole(stream.get("channels")) or 0,
-        layout=stream.get("channel_layout"),
-        sample_rate=_whole(stream.get("sample_rate")),
+        channels=_count(stream.get("channels")) or 0,
+        layout=_text(stream.get("channel_layout")),
+        sample_rate=_count(stream.get("sample_rate")),
         duration=_duration(stream),
         start=_seconds(stream.get("start_time")) or 0.0,
         language=_tag(stream, "language"),
@@ -239,7 +239,7 @@ def _audio(stream: Json) -> AudioStream:
 
 def _subtitle(stream: Json) -> SubtitleStream:
     return SubtitleStream(
-        index=int(stream["index"]),
+        index=_count(stream["index"]) or 0,
         codec=str(stream.get("codec_name", "unknown")),
         language=_tag(stream, "language"),
     )
@@ -247,7 +247,7 @@ def _subtitle(stream: Json) -> SubtitleStream:
 
 def _duration(stream: Json) -> float | None:
     """The stream's own duration; Matroska keeps it in a tag as hours:minutes:seconds."""
-    own = _seconds(stream.get("duration"))
+    own = _length(stream.get("duration"))
     if own is not None:
         return own
     found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", (_tag(stream, "DURATION") or "").strip("\0 "))
@@ -255,28 +255,29 @@ def _duration(stream: Json) -> float | None:
 
 
 def _tag(stream: Json, name: str) -> str | None:
-    tags = {key.lower(): value for key, value in (stream.get("tags") or {}).items()}
-    return tags.get(name.lower())
+    tags = {key.lower(): value for key, value in _object(stream.get("tags")).items()}
+    return _text(tags.get(name.lower()))
+
+
+_DEPTH = re.compile(r"(?:p|gray|ya|xyz|x2rgb|x2bgr|[py]\d)(9|10|12|14|16|32)(?:msb)?$")
+_PACKED = {"nv20": 10, "xv30": 10, "v30x": 10, "xv36": 12}
+_WIDE = re.compile(r"(?:rgb|bgr|xv)48|(?:rgba|bgra|ayuv)64|rgb96|rgba128|f(?:16|32)$")
 
 
 def _depth(stream: Json) -> int:
     """Bits a sample, from the pixel format: the header's own count is missing or wrong for many codecs."""
-    name = str(stream.get("pix_fmt", ""))
-    if found := re.search(r"(?:p|gray|gbrp?a?|rgba?|yuva?\d+p)(9|10|12|14|16)(?:le|be|f)?", name):
+    name = re.sub(r"[lb]e$", "", str(stream.get("pix_fmt", "")))
+    if found := _DEPTH.search(name):
         return int(found[1])
-    if found := re.fullmatch(r"[py][0-9](10|12|16)(?:le|be)?|x2(?:rgb|bgr)(10)(?:le|be)?", name):
-        return int(found[1] or found[2])
-    if name.startswith(("rgb48", "bgr48", "rgba64", "bgra64", "gbrpf", "gbrapf")):
-        return 16
-    return 8
+    return _PACKED.get(name, 16 if _WIDE.search(name) else 8)
 
 
 def _rotation(stream: Json) -> int:
     """Degrees clockwise that a player turns the picture. ffprobe gives the display matrix counter-clockwise."""
-    for side in stream.get("side_data_list") or []:
-        if "rotation" in side:
-            return int(round(-float(side["rotation"]) / 90) * 90) % 360
-    return int(float(_tag(stream, "rotate") or 0)) % 360
+    angles = [_seconds(side.get("rotation")) for side in _objects(stream.get("side_data_list"))]
+    matrix = next((angle for angle in angles if angle is not None), None)
+    clockwise = -matrix if matrix is not None else _seconds(_tag(stream, "rotate")) or 0.0
+    return round(clockwise / 90) * 90 % 360
 
 
 def _colour(stream: Json) -> Colour:
@@ -288,32 +289,35 @@ def _colour(stream: Json) -> Colour:
 
 
 def _dolby_vision(stream: Json) -> int | None:
-    for side in stream.get("side_data_list") or []:
-        if "dv_profile" in side:
-            return _whole(side["dv_profile"])
-    return None
+    profiles = [_count(side.get("dv_profile")) for side in _objects(stream.get("side_data_list"))]
+    return next((profile for profile in profiles if profile is not None), None)
 
 
 def _mastering(side: Json) -> Mastering | None:
-    def point(name: str) -> tuple[Fraction, Fraction]:
-        return Fraction(str(side[f"{name}_x"])), Fraction(str(side[f"{name}_y"]))
-
-    try:
-        return Mastering(
-            red=point("red"),
-            green=point("green"),
-            blue=point("blue"),
-            white=point("white_point"),
-            min_luminance=Fraction(str(side["min_luminance"])),
-            max_luminance=Fraction(str(side["max_luminance"])),
-        )
-    except (KeyError, ValueError, ZeroDivisionError):
+    axes = ("red_x", "red_y", "green_x", "green_y", "blue_x", "blue_y", "white_point_x", "white_point_y")
+    values = [_ratio(side.get(name), "/") for name in (*axes, "min_luminance", "max_luminance")]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return None
+    points = list(zip(known[0:8:2], known[1:8:2], strict=True))
+    return Mastering(*points, min_luminance=known[8], max_luminance=known[9])
 
 
 def _light_level(side: Json) -> LightLevel | None:
-    content, average = _whole(side.get("max_content")), _whole(side.get("max_average"))
+    content, average = _count(side.get("max_content")), _count(side.get("max_average"))
     return None if content is None or average is None else LightLevel(content, average)
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _objects(value: object) -> list[Json]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _seconds(value: object) -> float | None:
@@ -324,11 +328,19 @@ def _seconds(value: object) -> float | None:
     return number if -1e9 < number < 1e9 else None
 
 
-def _whole(value: object) -> int | None:
+def _length(value: object) -> float | None:
+    """A duration: not below zero."""
+    seconds = _seconds(value)
+    return None if seconds is None or seconds < 0 else seconds
+
+
+def _count(value: object) -> int | None:
+    """A whole number, not below zero."""
     try:
-        return int(str(value))
+        number = int(str(value))
     except ValueError:
         return None
+    return number if number >= 0 else None
 
 
 def _rate(value: object) -> Fraction | None:
