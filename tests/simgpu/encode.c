@@ -1,0 +1,338 @@
+/* Encoding: libx264 and libx265, one picture in and one out, with the rate control that VA-API was asked for.
+ *
+ * The encoder writes its own parameter sets; the application's packed ones tell it what to show (colours, cropping), its
+ * packed SEI messages go into the stream, its packed slice headers are dropped. */
+#include <libavcodec/avcodec.h>
+#include <libavutil/opt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "headers.h"
+
+enum { HEADER_ROOM = 8192 };
+
+struct settings { /* whatever makes a new encoder necessary */
+    struct facts facts;
+    int width, height, level, frame_num, frame_den, qp;
+    bool high, main;
+    int64_t bits, buffer, fullness;
+    int percentage, quality;
+};
+
+struct encoder {
+    bool hevc, ten_bit;
+    uint32_t rate_control;
+    VAProfile profile;
+    char preset[32];
+    AVCodecContext *av;
+    AVPacket *packet;
+    AVFrame *planes; /* the picture as libx265 wants it */
+    struct settings wanted, running;
+    VABufferID coded;
+    bool idr, intra;
+    int initial_qp;
+    uint32_t header_type;
+    bool header_escaped;
+    uint8_t sequence[HEADER_ROOM], messages[HEADER_ROOM];
+    size_t sequence_size, messages_size;
+    int64_t count;
+};
+
+struct encoder *encoder_open(const struct context *context, const char *preset) {
+    struct encoder *encoder = calloc(1, sizeof *encoder);
+    if (!encoder) return NULL;
+    VAProfile profile = encoder->profile = context->config.profile;
+    encoder->ten_bit = profile == VAProfileHEVCMain10;
+    encoder->hevc = encoder->ten_bit || profile == VAProfileHEVCMain;
+    encoder->rate_control = context->config.rate_control;
+    snprintf(encoder->preset, sizeof encoder->preset, "%s", preset);
+    facts_default(&encoder->wanted.facts);
+    encoder->wanted.width = context->width, encoder->wanted.height = context->height;
+    encoder->wanted.frame_num = 25, encoder->wanted.frame_den = 1;
+    encoder->wanted.percentage = 100;
+    if (!(encoder->packet = av_packet_alloc())) {
+        free(encoder);
+        return NULL;
+    }
+    return encoder;
+}
+
+void encoder_close(struct encoder *encoder) {
+    if (!encoder) return;
+    avcodec_free_context(&encoder->av);
+    av_packet_free(&encoder->packet);
+    av_frame_free(&encoder->planes);
+    free(encoder);
+}
+
+/* ---- what is asked for ---- */
+
+static void take_sequence_h264(struct settings *wanted, const VAEncSequenceParameterBufferH264 *sequence) {
+    wanted->width = sequence->picture_width_in_mbs * 16;
+    wanted->height = sequence->picture_height_in_mbs * 16;
+    if (sequence->frame_cropping_flag) {
+        wanted->width -= 2 * (int)(sequence->frame_crop_left_offset + sequence->frame_crop_right_offset);
+        wanted->height -= 2 * (int)(sequence->frame_crop_top_offset + sequence->frame_crop_bottom_offset);
+    }
+    wanted->level = sequence->level_idc;
+    if (sequence->bits_per_second && !wanted->bits) wanted->bits = sequence->bits_per_second;
+    if (sequence->num_units_in_tick && sequence->time_scale) {
+        wanted->frame_num = (int)(sequence->time_scale / 2);
+        wanted->frame_den = (int)sequence->num_units_in_tick;
+    }
+}
+
+static void take_sequence_hevc(struct settings *wanted, const VAEncSequenceParameterBufferHEVC *sequence) {
+    wanted->width = sequence->pic_width_in_luma_samples;
+    wanted->height = sequence->pic_height_in_luma_samples;
+    if (sequence->bits_per_second && !wanted->bits) wanted->bits = sequence->bits_per_second;
+    if (sequence->vui_num_units_in_tick && sequence->vui_time_scale) {
+        wanted->frame_num = (int)sequence->vui_time_scale;
+        wanted->frame_den = (int)sequence->vui_num_units_in_tick;
+    }
+}
+
+static void take_misc(struct settings *wanted, const VAEncMiscParameterBuffer *misc) {
+    const void *data = misc->data;
+    if (misc->type == VAEncMiscParameterTypeRateControl) {
+        const VAEncMiscParameterRateControl *rate = data;
+        wanted->bits = rate->bits_per_second;
+        wanted->percentage = rate->target_percentage ? (int)rate->target_percentage : 100;
+        wanted->quality = (int)(rate->ICQ_quality_factor ? rate->ICQ_quality_factor : rate->quality_factor);
+    } else if (misc->type == VAEncMiscParameterTypeHRD) {
+        const VAEncMiscParameterHRD *hrd = data;
+        wanted->buffer = hrd->buffer_size;
+        wanted->fullness = hrd->initial_buffer_fullness;
+    } else if (misc->type == VAEncMiscParameterTypeFrameRate) {
+        const VAEncMiscParameterFrameRate *rate = data;
+        wanted->frame_num = rate->framerate & 0xffff;
+        wanted->frame_den = (int)(rate->framerate >> 16 ? rate->framerate >> 16 : 1);
+        if (!wanted->frame_num) wanted->frame_num = 25;
+    }
+}
+
+/* Messages that depend on timing the encoder does not write (buffering periods, picture timing) stay out. */
+static bool is_welcome(bool hevc, const uint8_t *nal, size_t size) {
+    if (size < 4) return false;
+    if (hevc) return (nal[0] >> 1 & 63) == 39 || (nal[0] >> 1 & 63) == 35;
+    return (nal[0] & 31) == 9 || ((nal[0] & 31) == 6 && nal[1] > 1);
+}
+
+static void take_header(struct encoder *encoder, const struct buffer *buffer) {
+    const uint8_t *at = buffer->data, *end = at + (size_t)buffer->size * buffer->elements, *nal;
+    size_t size;
+    if (encoder->header_type == VAEncPackedHeaderSlice) return;
+    if (encoder->header_type == VAEncPackedHeaderSequence) {
+        encoder->sequence_size = (size_t)(end - at) < HEADER_ROOM ? (size_t)(end - at) : 0;
+        memcpy(encoder->sequence, at, encoder->sequence_size);
+    }
+    while ((nal = next_nal(&at, end, &size))) {
+        size_t room = HEADER_ROOM - encoder->messages_size;
+        if (!is_welcome(encoder->hevc, nal, size) || size * 3 / 2 + 8 > room) continue;
+        uint8_t *to = encoder->messages + encoder->messages_size;
+        memcpy(to, (const uint8_t[]){0, 0, 0, 1}, 4);
+        size_t written = size;
+        if (encoder->header_escaped) memcpy(to + 4, nal, size);
+        else written = escape(nal, size, to + 4);
+        encoder->messages_size += 4 + written;
+    }
+}
+
+static void take_picture(struct encoder *encoder, const void *data) {
+    if (encoder->hevc) {
+        const VAEncPictureParameterBufferHEVC *picture = data;
+        encoder->coded = picture->coded_buf;
+        encoder->idr = picture->pic_fields.bits.idr_pic_flag;
+        encoder->initial_qp = picture->pic_init_qp;
+    } else {
+        const VAEncPictureParameterBufferH264 *picture = data;
+        encoder->coded = picture->coded_buf;
+        encoder->idr = picture->pic_fields.bits.idr_pic_flag;
+        encoder->initial_qp = picture->pic_init_qp;
+    }
+}
+
+static void take_slice(struct encoder *encoder, const void *data) {
+    const VAEncSliceParameterBufferHEVC *hevc = data;
+    const VAEncSliceParameterBufferH264 *h264 = data;
+    encoder->intra = encoder->hevc ? hevc->slice_type == 2 : h264->slice_type % 5 == 2;
+    encoder->wanted.qp = encoder->initial_qp + (encoder->hevc ? hevc->slice_qp_delta : h264->slice_qp_delta);
+}
+
+VAStatus encoder_render(struct encoder *encoder, const struct buffer *buffer) {
+    size_t size = (size_t)buffer->size * buffer->elements, least = 0;
+    switch (buffer->type) {
+    case VAEncSequenceParameterBufferType:
+        least = encoder->hevc ? sizeof(VAEncSequenceParameterBufferHEVC) : sizeof(VAEncSequenceParameterBufferH264);
+        if (size < least) return VA_STATUS_ERROR_INVALID_PARAMETER;
+        if (encoder->hevc) take_sequence_hevc(&encoder->wanted, (const void *)buffer->data);
+        else take_sequence_h264(&encoder->wanted, (const void *)buffer->data);
+        break;
+    case VAEncPictureParameterBufferType:
+        least = encoder->hevc ? sizeof(VAEncPictureParameterBufferHEVC) : sizeof(VAEncPictureParameterBufferH264);
+        if (size < least) return VA_STATUS_ERROR_INVALID_PARAMETER;
+        take_picture(encoder, buffer->data);
+        break;
+    case VAEncSliceParameterBufferType:
+        least = encoder->hevc ? sizeof(VAEncSliceParameterBufferHEVC) : sizeof(VAEncSliceParameterBufferH264);
+        if (size < least) return VA_STATUS_ERROR_INVALID_PARAMETER;
+        take_slice(encoder, buffer->data);
+        break;
+    case VAEncMiscParameterBufferType: take_misc(&encoder->wanted, (const void *)buffer->data); break;
+    case VAEncPackedHeaderParameterBufferType: {
+        const VAEncPackedHeaderParameterBuffer *header = (const void *)buffer->data;
+        encoder->header_type = header->type;
+        encoder->header_escaped = header->has_emulation_bytes;
+        break;
+    }
+    case VAEncPackedHeaderDataBufferType: take_header(encoder, buffer); break;
+    default: break;
+    }
+    return VA_STATUS_SUCCESS;
+}
+
+/* ---- the encoder inside ---- */
+
+static void set_rate(const struct encoder *encoder, AVCodecContext *av, const struct settings *wanted) {
+    int64_t target = wanted->bits * wanted->percentage / 100;
+    switch (encoder->rate_control) {
+    case VA_RC_CBR:
+    case VA_RC_VBR:
+        av->bit_rate = target;
+        av->rc_max_rate = wanted->bits;
+        av->rc_buffer_size = (int)(wanted->buffer ? wanted->buffer : wanted->bits);
+        break;
+    case VA_RC_QVBR:
+        av->rc_max_rate = wanted->bits;
+        av->rc_buffer_size = (int)(wanted->buffer ? wanted->buffer : wanted->bits);
+        av_opt_set_double(av->priv_data, "crf", wanted->quality ? wanted->quality : 23, 0);
+        return;
+    case VA_RC_ICQ: av_opt_set_double(av->priv_data, "crf", wanted->quality ? wanted->quality : 23, 0); return;
+    default: av_opt_set_int(av->priv_data, "qp", wanted->qp > 0 ? wanted->qp : 1, 0); return; /* 0 is another profile */
+    }
+    if (av->rc_buffer_size && wanted->fullness)
+        av->rc_initial_buffer_occupancy = (int)(wanted->fullness < av->rc_buffer_size ? wanted->fullness : av->rc_buffer_size);
+}
+
+static bool start(struct encoder *encoder) {
+    struct settings *wanted = &encoder->wanted;
+    const AVCodec *codec = avcodec_find_encoder_by_name(encoder->hevc ? "libx265" : "libx264");
+    avcodec_free_context(&encoder->av);
+    AVCodecContext *av = encoder->av = codec ? avcodec_alloc_context3(codec) : NULL;
+    if (!av) return false;
+    av->log_level_offset = 200; /* hardware says nothing */
+    av->width = wanted->width, av->height = wanted->height;
+    av->pix_fmt = !encoder->hevc ? AV_PIX_FMT_NV12 : encoder->ten_bit ? AV_PIX_FMT_YUV420P10 : AV_PIX_FMT_YUV420P;
+    av->framerate = (AVRational){wanted->frame_num, wanted->frame_den};
+    av->time_base = av_inv_q(av->framerate);
+    av->sample_aspect_ratio = (AVRational){wanted->facts.sar_num, wanted->facts.sar_den};
+    av->color_primaries = (enum AVColorPrimaries)wanted->facts.primaries;
+    av->color_trc = (enum AVColorTransferCharacteristic)wanted->facts.transfer;
+    av->colorspace = (enum AVColorSpace)wanted->facts.matrix;
+    av->color_range = wanted->facts.full_range ? AVCOL_RANGE_JPEG : AVCOL_RANGE_MPEG;
+    av->thread_count = 1;
+    av->max_b_frames = 0;
+    set_rate(encoder, av, wanted);
+    av_opt_set(av->priv_data, "preset", encoder->preset, 0);
+    av_opt_set(av->priv_data, "tune", "zerolatency", 0);
+    av_opt_set_int(av->priv_data, "forced-idr", 1, 0);
+    if (encoder->hevc) {
+        av->gop_size = -1;
+        av_opt_set(av->priv_data, "x265-params",
+                   "log-level=none:pools=none:frame-threads=1:wpp=0:bframes=0:rc-lookahead=0:scenecut=0:keyint=-1:"
+                   "info=0:repeat-headers=1:ipratio=1:open-gop=0", 0);
+    } else {
+        char text[256];
+        bool baseline = encoder->profile == VAProfileH264ConstrainedBaseline;
+        snprintf(text, sizeof text, "log=-1:keyint=infinite:scenecut=0:sliced-threads=0:ipratio=1:weightp=0:cabac=%d:8x8dct=%d",
+                 !baseline, encoder->profile == VAProfileH264High);
+        av->level = wanted->level;
+        av_opt_set(av->priv_data, "x264-params", text, 0);
+    }
+    encoder->running = *wanted;
+    if (avcodec_open2(av, codec, NULL) == 0) return true;
+    avcodec_free_context(&encoder->av);
+    return false;
+}
+
+static AVFrame *frame_of(struct encoder *encoder, const struct picture *picture) {
+    AVFrame *frame = encoder->planes;
+    if (frame && (frame->width != encoder->av->width || frame->height != encoder->av->height)) av_frame_free(&encoder->planes);
+    if (!encoder->planes) {
+        if (!(frame = encoder->planes = av_frame_alloc())) return NULL;
+        frame->format = encoder->av->pix_fmt, frame->width = encoder->av->width, frame->height = encoder->av->height;
+        if (av_frame_get_buffer(frame, 0) < 0) return NULL;
+    }
+    frame = encoder->planes;
+    if (av_frame_make_writable(frame) < 0) return NULL;
+    struct picture from = *picture, to = {.width = frame->width, .height = frame->height, .planes = 3};
+    /* A surface may be smaller than the coded size by what alignment adds: its memory is as large. */
+    from.width = to.width, from.height = to.height;
+    to.fourcc = !encoder->hevc ? VA_FOURCC_NV12 : encoder->ten_bit ? VA_FOURCC('I', '0', '1', '0') : VA_FOURCC_I420;
+    if (!encoder->hevc) to.planes = 2;
+    for (int i = 0; i < to.planes; i++) to.data[i] = frame->data[i], to.stride[i] = frame->linesize[i];
+    return picture_convert(&from, &to) ? frame : NULL;
+}
+
+/* The encoder's own SEI messages name it; the application's come before the first slice. */
+static void write_coded(struct encoder *encoder, struct buffer *coded) {
+    const uint8_t *at = encoder->packet->data, *end = at + encoder->packet->size, *nal;
+    size_t size, used = 0, room = (size_t)coded->size * coded->elements;
+    bool messages = encoder->messages_size > 0;
+    while ((nal = next_nal(&at, end, &size))) {
+        unsigned type = encoder->hevc ? nal[0] >> 1 & 63 : nal[0] & 31;
+        if (type == (encoder->hevc ? 39u : 6u)) continue;
+        if (messages && (encoder->hevc ? type < 32 : type < 6) && used + encoder->messages_size < room) {
+            memcpy(coded->data + used, encoder->messages, encoder->messages_size);
+            used += encoder->messages_size;
+            messages = false;
+        }
+        if (used + size + 4 > room) break;
+        memcpy(coded->data + used, (const uint8_t[]){0, 0, 0, 1}, 4);
+        memcpy(coded->data + used + 4, nal, size);
+        used += size + 4;
+    }
+    coded->filled = (unsigned)used;
+}
+
+static bool differs(const struct encoder *encoder) {
+    struct settings a = encoder->wanted, b = encoder->running;
+    if (encoder->rate_control != VA_RC_CQP) a.qp = b.qp;
+    return memcmp(&a, &b, sizeof a) != 0;
+}
+
+static void look_at_headers(struct encoder *encoder) {
+    struct facts *facts = &encoder->wanted.facts;
+    if (!encoder->sequence_size) return;
+    if (encoder->hevc) facts_hevc(facts, encoder->sequence, encoder->sequence_size);
+    else facts_h264(facts, encoder->sequence, encoder->sequence_size);
+    encoder->sequence_size = 0;
+}
+
+VAStatus encoder_end(struct device *device, struct encoder *encoder, struct surface *input, enum fate fate,
+                     int64_t ready) {
+    struct buffer *coded = objects_get(device, KIND_BUFFER, encoder->coded);
+    if (!coded || coded->type != VAEncCodedBufferType) return VA_STATUS_ERROR_INVALID_BUFFER;
+    look_at_headers(encoder);
+    if (encoder->hevc && encoder->wanted.facts.width > 0)
+        encoder->wanted.width = encoder->wanted.facts.width, encoder->wanted.height = encoder->wanted.facts.height;
+    if ((!encoder->av || (encoder->idr && differs(encoder))) && !start(encoder)) return VA_STATUS_ERROR_ENCODING_ERROR;
+    AVFrame *frame = frame_of(encoder, &input->picture);
+    if (!frame) return VA_STATUS_ERROR_ENCODING_ERROR;
+    if (fate == FATE_GREEN)
+        for (int i = 0; i < 3 && frame->data[i]; i++)
+            memset(frame->data[i], 0, (size_t)frame->linesize[i] * (size_t)(i ? (frame->height + 1) / 2 : frame->height));
+    frame->pict_type = encoder->idr || encoder->intra ? AV_PICTURE_TYPE_I : AV_PICTURE_TYPE_P;
+    frame->pts = encoder->count++;
+    int result = avcodec_send_frame(encoder->av, frame);
+    if (result >= 0) result = avcodec_receive_packet(encoder->av, encoder->packet);
+    if (result < 0) return VA_STATUS_ERROR_ENCODING_ERROR;
+    write_coded(encoder, coded);
+    if (fate == FATE_TRUNCATE) coded->filled = coded->filled / 4 + 1;
+    if (fate == FATE_DROP) coded->filled = 0;
+    coded->ready = ready;
+    encoder->messages_size = 0;
+    av_packet_unref(encoder->packet);
+    return VA_STATUS_SUCCESS;
+}
