@@ -72,10 +72,14 @@ static VAStatus take_slices(struct decoder *decoder, const struct buffer *data) 
             return VA_STATUS_ERROR_INVALID_PARAMETER;
         if (!append(decoder, data->data + base->slice_data_offset, base->slice_data_size))
             return VA_STATUS_ERROR_ALLOCATION_FAILED;
-        if (decoder->hevc || parameters->size < sizeof(VASliceParameterBufferH264)) continue;
-        const VASliceParameterBufferH264 *slice = (const void *)base;
-        decoder->slices[decoder->slice_count - 1].counts[0] = slice->num_ref_idx_l0_active_minus1;
-        decoder->slices[decoder->slice_count - 1].counts[1] = slice->num_ref_idx_l1_active_minus1;
+        struct slice *slice = &decoder->slices[decoder->slice_count - 1];
+        if (decoder->hevc) {
+            memcpy(&slice->hevc, base, parameters->size < sizeof slice->hevc ? parameters->size : sizeof slice->hevc);
+        } else if (parameters->size >= sizeof(VASliceParameterBufferH264)) {
+            const VASliceParameterBufferH264 *h264 = (const void *)base;
+            slice->counts[0] = h264->num_ref_idx_l0_active_minus1;
+            slice->counts[1] = h264->num_ref_idx_l1_active_minus1;
+        }
     }
     parameters->elements = 0;
     return VA_STATUS_SUCCESS;
@@ -129,7 +133,7 @@ static bool show(const AVFrame *frame, struct surface *target) {
 
 VAStatus decoder_end(struct decoder *decoder, struct surface *target) {
     if (!decoder->slice_count) return VA_STATUS_ERROR_DECODING_ERROR;
-    size_t room = decoder->used * 2 + (size_t)decoder->slice_count * 512 + 65536, size = 0;
+    size_t room = decoder->used * 2 + (size_t)decoder->slice_count * 2048 + 65536, size = 0;
     uint8_t *stream = av_mallocz(room + AV_INPUT_BUFFER_PADDING_SIZE);
     if (!stream) return VA_STATUS_ERROR_ALLOCATION_FAILED;
     if (decoder->slice_count)

@@ -11,6 +11,7 @@ enum { MAX_SLICES = 600 };
 struct slice {
     size_t offset, size; /* in the stream; without start code */
     uint32_t counts[2];  /* H.264: reference pictures, minus one */
+    VASliceParameterBufferHEVC hevc;
 };
 
 struct decoder {

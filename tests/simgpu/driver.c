@@ -78,6 +78,13 @@ static uint32_t attribute_of(const struct personality *is, VAProfile profile, VA
     case VAConfigAttribEncMaxRefFrames: return 1; /* one before, none after: no B-frames */
     case VAConfigAttribEncMaxSlices: return 1;
     case VAConfigAttribEncQualityRange: return 7;
+    case VAConfigAttribEncHEVCFeatures:
+        return is_hevc(profile) ? (VAConfigAttribValEncHEVCFeatures){.bits = {.amp = 1, .sao = 1, .temporal_mvp = 1, .cu_qp_delta = 1}}.value
+                                : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncHEVCBlockSizes: /* coding blocks 8 to 32, transforms 4 to 32 */
+        return is_hevc(profile) ? (VAConfigAttribValEncHEVCBlockSizes){.bits = {.log2_max_coding_tree_block_size_minus3 = 2, .log2_min_coding_tree_block_size_minus3 = 2,
+                                       .log2_max_luma_transform_block_size_minus2 = 3, .max_max_transform_hierarchy_depth_inter = 3, .max_max_transform_hierarchy_depth_intra = 3}}.value
+                                : VA_ATTRIB_NOT_SUPPORTED;
     case VAConfigAttribEncPackedHeaders:
         return is->packed_headers ? VA_ENC_PACKED_HEADER_SEQUENCE | VA_ENC_PACKED_HEADER_SLICE |
                                         VA_ENC_PACKED_HEADER_MISC | VA_ENC_PACKED_HEADER_RAW_DATA
@@ -204,7 +211,7 @@ static VAStatus create_context(VADriverContextP va, VAConfigID config_id, int wi
     context->counted = clock_session(device, context->work, 1);
     bool made = context->counted;
     if (made && context->work == WORK_DECODE) made = (context->decoder = decoder_open(context)) != NULL;
-    if (made && context->work == WORK_ENCODE) made = (context->encoder = encoder_open(context, is.preset)) != NULL;
+    if (made && context->work == WORK_ENCODE) made = (context->encoder = encoder_open(context, &is)) != NULL;
     if (made && context->work == WORK_PROCESS) made = (context->processor = processor_open()) != NULL;
     *id = made ? objects_add(device, KIND_CONTEXT, context) : VA_INVALID_ID;
     if (*id != VA_INVALID_ID) return VA_STATUS_SUCCESS;

@@ -39,14 +39,14 @@ struct encoder {
     int64_t count;
 };
 
-struct encoder *encoder_open(const struct context *context, const char *preset) {
+struct encoder *encoder_open(const struct context *context, const struct personality *is) {
     struct encoder *encoder = calloc(1, sizeof *encoder);
     if (!encoder) return NULL;
     VAProfile profile = encoder->profile = context->config.profile;
     encoder->ten_bit = profile == VAProfileHEVCMain10;
     encoder->hevc = encoder->ten_bit || profile == VAProfileHEVCMain;
     encoder->rate_control = context->config.rate_control;
-    snprintf(encoder->preset, sizeof encoder->preset, "%s", preset);
+    snprintf(encoder->preset, sizeof encoder->preset, "%s", encoder->hevc ? is->preset_hevc : is->preset_h264);
     facts_default(&encoder->wanted.facts);
     encoder->wanted.width = context->width, encoder->wanted.height = context->height;
     encoder->wanted.frame_num = 25, encoder->wanted.frame_den = 1;

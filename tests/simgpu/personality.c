@@ -25,7 +25,8 @@ void config_default(struct config *config) {
             .vendor = "Simulated GPU driver",
             .kernel_driver = "i915",
             .pdev = "0000:00:02.0",
-            .preset = "superfast",
+            .preset_h264 = "superfast",
+            .preset_hevc = "ultrafast",
             .pci_id = 0x80869a49,
             .rate_control = VA_RC_CQP | VA_RC_CBR | VA_RC_VBR | VA_RC_ICQ | VA_RC_QVBR,
             .decode_h264 = true, .decode_hevc = true, .encode_h264 = true, .encode_hevc = true,
@@ -99,7 +100,7 @@ static bool set(struct config *config, const char *key, const char *value) {
 #define FLAG(name) if (!strcmp(key, #name)) return is->name = yes(value), true
 #define NUMBER(name) if (!strcmp(key, #name)) return is->name = atoi(value), true
 #define RATE(name) if (!strcmp(key, #name)) return is->name = atof(value), true
-    TEXT(vendor); TEXT(kernel_driver); TEXT(pdev); TEXT(preset); TEXT(state);
+    TEXT(vendor); TEXT(kernel_driver); TEXT(pdev); TEXT(preset_h264); TEXT(preset_hevc); TEXT(state);
     FLAG(ten_bit); FLAG(vpp); FLAG(overlay); FLAG(packed_headers); FLAG(derive_image); FLAG(sync_buffer); FLAG(broken);
     NUMBER(max_width); NUMBER(max_height); NUMBER(max_sessions); NUMBER(setup_ms);
     RATE(encode_rate); RATE(decode_rate); RATE(vpp_rate);

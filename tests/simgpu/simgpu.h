@@ -43,7 +43,7 @@ struct personality {
     char vendor[128];
     char kernel_driver[32];
     char pdev[32];
-    char preset[32];
+    char preset_h264[32], preset_hevc[32]; /* of libx264 and libx265: what the quality costs the CPU */
     char state[PATH_SIZE];
     uint32_t pci_id;
     uint32_t rate_control; /* VA_RC_* */
@@ -218,7 +218,7 @@ void decoder_close(struct decoder *decoder);
 VAStatus decoder_render(struct decoder *decoder, const struct buffer *buffer);
 VAStatus decoder_end(struct decoder *decoder, struct surface *target);
 
-struct encoder *encoder_open(const struct context *context, const char *preset);
+struct encoder *encoder_open(const struct context *context, const struct personality *is);
 void encoder_close(struct encoder *encoder);
 VAStatus encoder_render(struct encoder *encoder, const struct buffer *buffer);
 VAStatus encoder_end(struct device *device, struct encoder *encoder, struct surface *input, enum fate fate,
