@@ -9,10 +9,10 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from tests import clips, services
+from tests import clips, gpu, services
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
-STARTS_PROCESSES = frozenset({"bbb", "make_clip", "redis", "worker"})
+STARTS_PROCESSES = frozenset({"bbb", "gpus", "make_clip", "redis", "worker"})
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -68,6 +68,18 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 def bbb() -> Path:
     """Big Buck Bunny: 1280x720, 25 fps, 132 frames, H.264 and AAC."""
     return clips.clip("bigbuckbunny.mp4")
+
+
+@pytest.fixture(scope="session")
+def built_gpu() -> Path:
+    """The driver of the software GPU, compiled."""
+    return gpu.build(Path(os.environ.get("SIMGPU_BUILD") or gpu.SOURCES.parent.parent / ".cache" / "simgpu"))
+
+
+@pytest.fixture
+def gpus(built_gpu: Path, tmp_path: Path) -> gpu.Machine:
+    """A machine that has no GPU until the test adds some, in software."""
+    return gpu.Machine(tmp_path / "machine", built_gpu)
 
 
 @pytest.fixture

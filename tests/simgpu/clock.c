@@ -111,7 +111,7 @@ static void bury_the_dead(struct device *device) {
 
 /* Padded to one size, so that a reader never sees the end of an older text. */
 static void publish(struct device *device, const struct personality *is) {
-    if (device->client_fd < 0) return;
+    if (device->client_fd < 0 || !device->client) return;
     const struct client *client = &device->shared->clients[device->slot];
     char text[1024];
     int size = snprintf(text, sizeof text,
@@ -152,6 +152,7 @@ bool clock_open(struct device *device, const char *folder) {
     char path[PATH_SIZE + 64];
     pthread_mutex_init(&device->clock_lock, NULL);
     device->state_fd = device->client_fd = -1;
+    device->process = getpid();
     if (!*folder) { /* no configuration: a device of this process alone */
         device->client = 1;
         return (device->shared = map(-1)) != NULL;
@@ -185,12 +186,17 @@ bool clock_open(struct device *device, const char *folder) {
     return joined;
 }
 
+void clock_leave(struct device *device) {
+    if (device->state_fd < 0 || !device->client || device->process != getpid()) return;
+    if (pthread_mutex_trylock(&device->clock_lock) != 0) return; /* a thread was stopped in the middle */
+    lock_byte(device, F_OFD_SETLKW, F_WRLCK, 0);
+    forget(device, &device->shared->clients[device->slot]);
+    device->client = 0;
+    leave(device);
+}
+
 void clock_close(struct device *device) {
-    if (device->state_fd >= 0 && device->client) {
-        enter(device);
-        forget(device, &device->shared->clients[device->slot]);
-        leave(device);
-    }
+    clock_leave(device);
     if (device->client_fd >= 0) close(device->client_fd);
     if (device->state_fd >= 0) close(device->state_fd);
     if (device->shared) munmap(device->shared, sizeof(struct shared));
@@ -229,7 +235,7 @@ bool clock_session(struct device *device, enum work work, int change) {
     uint32_t open = 0;
     for (int i = 0; i < MAX_CLIENTS; i++) open += device->shared->clients[i].sessions[WORK_ENCODE];
     bool granted = change < 0 || work != WORK_ENCODE || !is.max_sessions || (int)open < is.max_sessions;
-    if (granted) device->shared->clients[device->slot].sessions[work] += (uint32_t)change;
+    if (granted && device->client) device->shared->clients[device->slot].sessions[work] += (uint32_t)change;
     publish(device, &is);
     leave(device);
     if (granted && change > 0 && is.setup_ms) clock_wait(device, clock_now() + is.setup_ms * INT64_C(1000000));
@@ -243,7 +249,7 @@ bool clock_memory(struct device *device, int64_t change) {
     uint64_t used = 0;
     for (int i = 0; i < MAX_CLIENTS; i++) used += device->shared->clients[i].memory;
     bool granted = change < 0 || !is.memory || used + (uint64_t)change <= is.memory;
-    if (granted) device->shared->clients[device->slot].memory += (uint64_t)change;
+    if (granted && device->client) device->shared->clients[device->slot].memory += (uint64_t)change;
     publish(device, &is);
     leave(device);
     return granted;

@@ -284,10 +284,30 @@ static VAStatus end_picture(VADriverContextP va, VAContextID id) {
     return status;
 }
 
+/* ---- open devices ---- */
+
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct device *open_devices;
+
+static void list_device(struct device *device, bool open) {
+    pthread_mutex_lock(&open_lock);
+    struct device **at = &open_devices;
+    while (*at && *at != device) at = &(*at)->next;
+    if (open) device->next = open_devices, open_devices = device;
+    else if (*at) *at = device->next;
+    pthread_mutex_unlock(&open_lock);
+}
+
+/* A process that ends without closing the device: the kernel would close it, and its counters would go. */
+__attribute__((destructor)) static void leave_devices(void) {
+    for (struct device *device = open_devices; device; device = device->next) clock_leave(device);
+}
+
 /* ---- the rest of the table ---- */
 
 static VAStatus terminate(VADriverContextP va) {
     struct device *device = device_of(va);
+    list_device(device, false);
     objects_close(device);
     clock_close(device);
     pthread_mutex_destroy(&device->lock);
@@ -395,6 +415,7 @@ __attribute__((visibility("default"))) VAStatus __vaDriverInit_1_0(VADriverConte
     }
     static char vendor[sizeof device->config.is.vendor]; /* one for the process, like the driver itself */
     snprintf(vendor, sizeof vendor, "%s", device->config.is.vendor);
+    list_device(device, true);
     va->pDriverData = device;
     va->version_major = 1;
     va->version_minor = 0;

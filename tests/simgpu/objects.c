@@ -185,7 +185,7 @@ static VAStatus create_surfaces(VADriverContextP va, int width, int height, int 
 static VAStatus sync_surface(VADriverContextP va, VASurfaceID id) {
     struct surface *surface = objects_get(device_of(va), KIND_SURFACE, id);
     if (!surface) return VA_STATUS_ERROR_INVALID_SURFACE;
-    VAStatus status = fault_status(device_of(va), "sync", NULL);
+    VAStatus status = fault_status(device_of(va), "sync", "surface");
     if (!status) clock_wait(device_of(va), surface->ready);
     return status;
 }
@@ -236,16 +236,13 @@ static VAStatus buffer_set_num_elements(VADriverContextP va, VABufferID id, unsi
     return VA_STATUS_SUCCESS;
 }
 
-static VAStatus wait_for_coded(struct device *device, struct buffer *buffer) {
-    VAStatus status = fault_status(device, "sync", NULL);
-    if (!status) clock_wait(device, buffer->ready);
-    return status;
-}
-
 static VAStatus sync_buffer(VADriverContextP va, VABufferID id, uint64_t timeout) {
     (void)timeout;
     struct buffer *buffer = objects_get(device_of(va), KIND_BUFFER, id);
-    return buffer ? wait_for_coded(device_of(va), buffer) : VA_STATUS_ERROR_INVALID_BUFFER;
+    if (!buffer) return VA_STATUS_ERROR_INVALID_BUFFER;
+    VAStatus status = fault_status(device_of(va), "sync", "encode");
+    if (!status) clock_wait(device_of(va), buffer->ready);
+    return status;
 }
 
 static VAStatus map_buffer(VADriverContextP va, VABufferID id, void **data) {

@@ -90,6 +90,8 @@ struct device {
     int state_fd, client_fd, slot, drm_fd;
     uint64_t client;
     int64_t busy[2];
+    pid_t process;
+    struct device *next; /* of those that are open */
 };
 
 struct personality device_personality(struct device *device); /* as the file says now */
@@ -116,6 +118,7 @@ struct line { /* what a context has in the queue */
 
 bool clock_open(struct device *device, const char *folder);
 void clock_close(struct device *device);
+void clock_leave(struct device *device); /* only what others see of it ends */
 int64_t clock_now(void);
 void clock_wait(struct device *device, int64_t until);
 /* Books an engine for a picture; gives the time at which its result is ready. `after`: when its input is. */
