@@ -21,6 +21,7 @@ help:
 demo: $(READY) ## Transcode a real clip through a private Redis and a real worker, and show the result.
 	@$(PY) -m tests.demo
 
+test test-all: export GPU := software
 test: $(READY) ## Run every test that needs neither root nor a container engine.
 	@$(PY) -m pytest -m 'not root and not engine'
 
@@ -43,7 +44,7 @@ clean: ## Remove the virtual environment, the caches and the demo's output.
 
 # System packages: looked at every time, because it costs milliseconds and a machine can lose them.
 system:
-	@PYTHON='$(PYTHON)' VENV='$(VENV)' sh tests/setup.sh
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' GPU='$(GPU)' sh tests/setup.sh
 
 $(VENV)/.locked: requirements-dev.lock | system
 	@echo 'Installing the locked Python packages into $(VENV)'

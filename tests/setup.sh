@@ -1,6 +1,7 @@
 #!/bin/sh
 # Finds which system packages are missing, says so, and installs them. `make` calls it; it costs milliseconds when
-# nothing is missing. PYTHON is the interpreter for the virtual environment, VENV its folder.
+# nothing is missing. PYTHON is the interpreter for the virtual environment, VENV its folder; GPU, when it is not empty,
+# asks for what the tests build their software GPU with.
 set -eu
 PYTHON=${PYTHON:-python3}
 VENV=${VENV:-.venv}
@@ -14,6 +15,12 @@ need() { packages="${packages:+$packages }$1"; }
 have ffmpeg && have ffprobe || need ffmpeg
 have redis-server || need redis-server
 have setpriv || need util-linux
+if [ -n "${GPU-}" ]; then # the tests build a GPU in software
+  have gcc && have pkg-config && have vainfo || need "gcc libc6-dev pkg-config vainfo"
+  for library in libva libdrm libavcodec libavutil libswscale; do
+    pkg-config --exists "$library" 2>/dev/null || need "$library-dev"
+  done
+fi
 if [ ! -x "$VENV/bin/python" ]; then # one that exists was made by a Python that could
   have "$PYTHON" || die "there is no '$PYTHON'; install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=python3.13 …"
   "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' ||

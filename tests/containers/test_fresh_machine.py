@@ -8,7 +8,7 @@ import os
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,15 +41,10 @@ class Machine:
 
     def copy_checkout(self) -> None:
         names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w") as tar:
-            for name in filter(None, names.split("\0")):
-                if (ROOT / name).exists():
-                    tar.add(ROOT / name, name)
         self.run("user", f"mkdir '{CHECKOUT}'", 30)
         docker(
             "exec", "--interactive", "--user", "user", self.container,
-            "tar", "--no-same-owner", "-x", "-C", CHECKOUT, stdin=archive.getvalue(),
+            "tar", "--no-same-owner", "-x", "-C", CHECKOUT, stdin=archive(names.split("\0")),
         )  # fmt: skip
 
     def make(self, target: str, timeout: float) -> str:
@@ -60,6 +55,16 @@ class Machine:
 
     def remove(self) -> None:
         docker("rm", "--force", self.container)
+
+
+def archive(names: Iterable[str]) -> bytes:
+    """Those files of the checkout that exist."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name in filter(None, names):
+            if (ROOT / name).exists():
+                tar.add(ROOT / name, name)
+    return content.getvalue()
 
 
 def docker(*words: str, timeout: float = 300, stdin: bytes | None = None) -> str:

@@ -104,9 +104,13 @@ static void forget(struct device *device, struct client *client) {
 
 static void bury_the_dead(struct device *device) {
     if (device->state_fd < 0) return;
-    for (int i = 0; i < MAX_CLIENTS; i++)
-        if (i != device->slot && device->shared->clients[i].id && !lock_byte(device, F_OFD_GETLK, F_WRLCK, 1 + i))
-            forget(device, &device->shared->clients[i]);
+    bool alive = false;
+    for (int i = 0; i < MAX_CLIENTS; i++) {
+        struct client *client = &device->shared->clients[i];
+        if (client->id && i != device->slot && !lock_byte(device, F_OFD_GETLK, F_WRLCK, 1 + i)) forget(device, client);
+        alive |= client->id != 0;
+    }
+    if (!alive) memset(device->shared->free_at, 0, sizeof device->shared->free_at); /* maybe of before a reboot */
 }
 
 /* Padded to one size, so that a reader never sees the end of an older text. */

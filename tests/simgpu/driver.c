@@ -394,8 +394,8 @@ static VAStatus open_device(VADriverContextP va, struct device *device) {
     } else if (getenv("SIMGPU_CONFIG")) {
         return VA_STATUS_ERROR_OPERATION_FAILED; /* of several devices, this is none */
     }
-    if (!clock_open(device, device->config.is.state)) return VA_STATUS_ERROR_ALLOCATION_FAILED;
-    VAStatus status = fault_status(device, "init", NULL);
+    VAStatus status = clock_open(device, device->config.is.state) ? fault_status(device, "init", NULL)
+                                                                  : VA_STATUS_ERROR_ALLOCATION_FAILED;
     if (!status && objects_open(device)) return VA_STATUS_SUCCESS;
     clock_close(device);
     return status ? status : VA_STATUS_ERROR_ALLOCATION_FAILED;
@@ -413,13 +413,12 @@ __attribute__((visibility("default"))) VAStatus __vaDriverInit_1_0(VADriverConte
         free(device);
         return status;
     }
-    static char vendor[sizeof device->config.is.vendor]; /* one for the process, like the driver itself */
-    snprintf(vendor, sizeof vendor, "%s", device->config.is.vendor);
+    memcpy(device->vendor, device->config.is.vendor, sizeof device->vendor);
     list_device(device, true);
     va->pDriverData = device;
     va->version_major = 1;
     va->version_minor = 0;
-    va->str_vendor = vendor;
+    va->str_vendor = device->vendor;
     va->max_profiles = MAX_PROFILES;
     va->max_entrypoints = MAX_ENTRYPOINTS;
     va->max_attributes = MAX_ATTRIBUTES;

@@ -81,6 +81,7 @@ struct device {
     char config_file[PATH_SIZE];
     struct stat config_stat;
     struct config config;
+    char vendor[sizeof((struct personality *)0)->vendor]; /* as it was when the device was opened */
     struct object_table *objects;
     uint64_t fault_calls[MAX_FAULTS], fault_hashes[MAX_FAULTS];
 
@@ -116,7 +117,7 @@ struct line { /* what a context has in the queue */
     int64_t last;
 };
 
-bool clock_open(struct device *device, const char *folder);
+bool clock_open(struct device *device, const char *folder); /* true or false: clock_close ends it */
 void clock_close(struct device *device);
 void clock_leave(struct device *device); /* only what others see of it ends */
 int64_t clock_now(void);
