@@ -1,8 +1,8 @@
 /* What the processes that open a device share: its engines and their time, sessions, memory, counters.
  *
  * The state folder holds
- *   device        the shared memory below; byte 0 is locked by who changes it, byte 1 + n for as long as client n lives.
- *                 The locks are the kernel's (open file description locks): they end with the process, however it ends.
+ *   device        the shared memory below. Byte 0 is locked by who changes it, byte 1 + n while client n lives; these
+ *                 are open file description locks, which end with the process, however it ends.
  *   clients/N     the counters of client N, in the words of i915's fdinfo. Removed when the client closes the device;
  *                 that of a killed one is removed by the next client that opens the device or asks for a session.
  *   proc/PID/     fd/M and fdinfo/M as in /proc, links to the node and to clients/N.
@@ -31,7 +31,9 @@ struct client {
 struct shared {
     uint64_t next_client, vanished;
     int64_t free_at[2][MAX_ENGINES];
-    struct { uint64_t hash, calls; } faults[MAX_FAULTS];
+    struct {
+        uint64_t hash, calls;
+    } faults[MAX_FAULTS];
     struct client clients[MAX_CLIENTS];
 };
 
@@ -119,16 +121,17 @@ static void publish(struct device *device, const struct personality *is) {
     const struct client *client = &device->shared->clients[device->slot];
     char text[1024];
     int size = snprintf(text, sizeof text,
-        "pos:\t0\nflags:\t02100002\n"
-        "drm-driver:\t%s\ndrm-client-id:\t%llu\ndrm-pdev:\t%s\n"
-        "drm-total-system0:\t%llu KiB\ndrm-resident-system0:\t%llu KiB\n"
-        "drm-engine-render:\t0 ns\ndrm-engine-copy:\t0 ns\n"
-        "drm-engine-video:\t%lld ns\ndrm-engine-capacity-video:\t%d\n"
-        "drm-engine-video-enhance:\t%lld ns\ndrm-engine-capacity-video-enhance:\t%d\n"
-        "simgpu-pid:\t%u\nsimgpu-sessions:\t%u\n",
-        is->kernel_driver, (unsigned long long)device->client, is->pdev, (unsigned long long)client->memory >> 10,
-        (unsigned long long)client->memory >> 10, (long long)device->busy[ENGINE_VIDEO], is->engines,
-        (long long)device->busy[ENGINE_ENHANCE], is->vpp_engines, client->pid, client->sessions[WORK_ENCODE]);
+                        "pos:\t0\nflags:\t02100002\n"
+                        "drm-driver:\t%s\ndrm-client-id:\t%llu\ndrm-pdev:\t%s\n"
+                        "drm-total-system0:\t%llu KiB\ndrm-resident-system0:\t%llu KiB\n"
+                        "drm-engine-render:\t0 ns\ndrm-engine-copy:\t0 ns\n"
+                        "drm-engine-video:\t%lld ns\ndrm-engine-capacity-video:\t%d\n"
+                        "drm-engine-video-enhance:\t%lld ns\ndrm-engine-capacity-video-enhance:\t%d\n"
+                        "simgpu-pid:\t%u\nsimgpu-sessions:\t%u\n",
+                        is->kernel_driver, (unsigned long long)device->client, is->pdev,
+                        (unsigned long long)client->memory >> 10, (unsigned long long)client->memory >> 10,
+                        (long long)device->busy[ENGINE_VIDEO], is->engines, (long long)device->busy[ENGINE_ENHANCE],
+                        is->vpp_engines, client->pid, client->sessions[WORK_ENCODE]);
     if (pwrite(device->client_fd, text, (size_t)size, 0) != size || ftruncate(device->client_fd, size) < 0) return;
 }
 
@@ -144,7 +147,8 @@ static bool make_folder(const char *path) {
 
 static bool join(struct device *device) { /* a place among the clients */
     for (device->slot = 0; device->slot < MAX_CLIENTS; device->slot++)
-        if (!device->shared->clients[device->slot].id && lock_byte(device, F_OFD_SETLK, F_WRLCK, 1 + device->slot)) break;
+        if (!device->shared->clients[device->slot].id && lock_byte(device, F_OFD_SETLK, F_WRLCK, 1 + device->slot))
+            break;
     if (device->slot == MAX_CLIENTS) return false;
     device->client = ++device->shared->next_client;
     device->shared->clients[device->slot] =
@@ -172,7 +176,8 @@ bool clock_open(struct device *device, const char *folder) {
     struct stat is;
     if (fstat(device->state_fd, &is) < 0) return false;
     if (is.st_uid == geteuid()) fchmod(device->state_fd, 0666);
-    if (is.st_size < (off_t)sizeof(struct shared) && ftruncate(device->state_fd, sizeof(struct shared)) < 0) return false;
+    if (is.st_size < (off_t)sizeof(struct shared) && ftruncate(device->state_fd, sizeof(struct shared)) < 0)
+        return false;
     if (!(device->shared = map(device->state_fd))) return false;
     device->slot = -1;
     enter(device);

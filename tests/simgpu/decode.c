@@ -103,7 +103,8 @@ VAStatus decoder_render(struct decoder *decoder, const struct buffer *buffer) {
         return VA_STATUS_SUCCESS;
     case VASliceParameterBufferType:
         free(decoder->parameters.data);
-        decoder->parameters = (struct buffer){.size = buffer->size, .elements = buffer->elements, .data = malloc(size + 1)};
+        decoder->parameters =
+            (struct buffer){.size = buffer->size, .elements = buffer->elements, .data = malloc(size + 1)};
         if (!decoder->parameters.data) return VA_STATUS_ERROR_ALLOCATION_FAILED;
         memcpy(decoder->parameters.data, buffer->data, size);
         return VA_STATUS_SUCCESS;
@@ -121,8 +122,8 @@ size_t finish_nal(struct bits *bits, uint8_t *to) {
 
 static bool show(const AVFrame *frame, struct surface *target) {
     uint32_t fourcc = frame->format == AV_PIX_FMT_YUV420P || frame->format == AV_PIX_FMT_YUVJ420P ? VA_FOURCC_I420
-                    : frame->format == AV_PIX_FMT_YUV420P10                                       ? VA_FOURCC('I', '0', '1', '0')
-                                                                                                  : 0;
+                      : frame->format == AV_PIX_FMT_YUV420P10 ? VA_FOURCC('I', '0', '1', '0')
+                                                              : 0;
     if (!fourcc) return false;
     struct picture from = {.fourcc = fourcc, .planes = 3}, to = target->picture;
     from.width = to.width = frame->width < to.width ? frame->width : to.width;

@@ -87,11 +87,11 @@ static void put_list(struct bits *bits, const uint8_t *list, const uint8_t *orde
 }
 
 static bool is_flat(const VAIQMatrixBufferH264 *matrix) {
-    for (size_t i = 0; i < sizeof matrix->ScalingList4x4; i++)
-        if (matrix->ScalingList4x4[0][i] != 16) return false;
-    for (size_t i = 0; i < sizeof matrix->ScalingList8x8; i++)
-        if (matrix->ScalingList8x8[0][i] != 16) return false;
-    return true;
+    VAIQMatrixBufferH264 flat;
+    memset(flat.ScalingList4x4, 16, sizeof flat.ScalingList4x4);
+    memset(flat.ScalingList8x8, 16, sizeof flat.ScalingList8x8);
+    return !memcmp(flat.ScalingList4x4, matrix->ScalingList4x4, sizeof flat.ScalingList4x4) &&
+           !memcmp(flat.ScalingList8x8, matrix->ScalingList8x8, sizeof flat.ScalingList8x8);
 }
 
 static size_t write_picture(const struct decoder *decoder, uint32_t id, const uint32_t counts[2], uint8_t *to) {

@@ -148,7 +148,8 @@ static size_t write_picture(const VAPictureParameterBufferHEVC *picture, uint8_t
         put_ue(&bits, picture->num_tile_columns_minus1);
         put_ue(&bits, picture->num_tile_rows_minus1);
         put_bits(&bits, 1, 0);
-        for (int i = 0; i < picture->num_tile_columns_minus1 && i < 19; i++) put_ue(&bits, picture->column_width_minus1[i]);
+        for (int i = 0; i < picture->num_tile_columns_minus1 && i < 19; i++)
+            put_ue(&bits, picture->column_width_minus1[i]);
         for (int i = 0; i < picture->num_tile_rows_minus1 && i < 21; i++) put_ue(&bits, picture->row_height_minus1[i]);
         put_bits(&bits, 1, picture->pic_fields.bits.loop_filter_across_tiles_enabled_flag);
     }
@@ -170,7 +171,8 @@ static int distance(const VAPictureParameterBufferHEVC *picture, int index) {
 
 static void insert(const VAPictureParameterBufferHEVC *picture, int *list, int *count, int index) { /* nearest first */
     int at = (*count)++;
-    while (at > 0 && abs(distance(picture, list[at - 1])) > abs(distance(picture, index))) list[at] = list[at - 1], at--;
+    while (at > 0 && abs(distance(picture, list[at - 1])) > abs(distance(picture, index)))
+        list[at] = list[at - 1], at--;
     list[at] = index;
 }
 
@@ -247,8 +249,8 @@ static uint32_t entry_of(const struct references *all, int list, int index) {
 static void put_weights(struct bits *bits, const VASliceParameterBufferHEVC *slice, int list, int count) {
     const int8_t *luma = list ? slice->delta_luma_weight_l1 : slice->delta_luma_weight_l0;
     const int8_t *luma_offset = list ? slice->luma_offset_l1 : slice->luma_offset_l0;
-    const int8_t(*chroma)[2] = list ? slice->delta_chroma_weight_l1 : slice->delta_chroma_weight_l0;
-    const int8_t(*offset)[2] = list ? slice->ChromaOffsetL1 : slice->ChromaOffsetL0;
+    const int8_t (*chroma)[2] = list ? slice->delta_chroma_weight_l1 : slice->delta_chroma_weight_l0;
+    const int8_t (*offset)[2] = list ? slice->ChromaOffsetL1 : slice->ChromaOffsetL0;
     for (int i = 0; i < count; i++) put_bits(bits, 1, luma[i] || luma_offset[i]);
     for (int i = 0; i < count; i++) put_bits(bits, 1, chroma[i][0] || chroma[i][1] || offset[i][0] || offset[i][1]);
     int denominator = slice->luma_log2_weight_denom + slice->delta_chroma_log2_weight_denom;
@@ -298,8 +300,10 @@ static void put_inter(struct bits *bits, const VAPictureParameterBufferHEVC *pic
 
 static void put_header(struct bits *bits, const VAPictureParameterBufferHEVC *picture,
                        const VASliceParameterBufferHEVC *slice, const struct references *all, int type) {
-    uint32_t block = 1u << (picture->log2_min_luma_coding_block_size_minus3 + 3 + picture->log2_diff_max_min_luma_coding_block_size);
-    uint32_t blocks = (picture->pic_width_in_luma_samples + block - 1) / block * ((picture->pic_height_in_luma_samples + block - 1) / block);
+    uint32_t block =
+        1u << (picture->log2_min_luma_coding_block_size_minus3 + 3 + picture->log2_diff_max_min_luma_coding_block_size);
+    uint32_t blocks = (picture->pic_width_in_luma_samples + block - 1) / block *
+                      ((picture->pic_height_in_luma_samples + block - 1) / block);
     bool dependent = slice->LongSliceFlags.fields.dependent_slice_segment_flag;
     put_bits(bits, 1, slice->slice_segment_address == 0);
     if (type >= 16 && type <= 23) put_bits(bits, 1, 0);
@@ -309,7 +313,8 @@ static void put_header(struct bits *bits, const VAPictureParameterBufferHEVC *pi
         put_bits(bits, bits_for(blocks), slice->slice_segment_address);
     }
     if (!dependent) {
-        bool luma = slice->LongSliceFlags.fields.slice_sao_luma_flag, chroma = slice->LongSliceFlags.fields.slice_sao_chroma_flag;
+        bool luma = slice->LongSliceFlags.fields.slice_sao_luma_flag,
+             chroma = slice->LongSliceFlags.fields.slice_sao_chroma_flag;
         bool unfiltered = slice->LongSliceFlags.fields.slice_deblocking_filter_disabled_flag;
         put_ue(bits, slice->LongSliceFlags.fields.slice_type);
         if (type != IDR_W_RADL && type != IDR_N_LP) {

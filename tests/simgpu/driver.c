@@ -21,10 +21,10 @@ static bool offers(const struct personality *is, VAProfile profile, VAEntrypoint
     if (profile == VAProfileHEVCMain10 && !is->ten_bit) return false;
     bool decode = is_h264(profile) ? is->decode_h264 : is_hevc(profile) && is->decode_hevc;
     bool encode = is_h264(profile) ? is->encode_h264 : is_hevc(profile) && is->encode_hevc;
-    return entrypoint == VAEntrypointVLD        ? decode
-         : entrypoint == VAEntrypointEncSlice   ? encode && is->entry_slice
-         : entrypoint == VAEntrypointEncSliceLP ? encode && is->entry_lp
-                                                : false;
+    return entrypoint == VAEntrypointVLD          ? decode
+           : entrypoint == VAEntrypointEncSlice   ? encode && is->entry_slice
+           : entrypoint == VAEntrypointEncSliceLP ? encode && is->entry_lp
+                                                  : false;
 }
 
 static const VAEntrypoint entrypoints[] = {VAEntrypointVLD, VAEntrypointEncSlice, VAEntrypointEncSliceLP,
@@ -38,8 +38,9 @@ static int entrypoints_of(const struct personality *is, VAProfile profile, VAEnt
 }
 
 static VAStatus query_profiles(VADriverContextP va, VAProfile *list, int *count) {
-    static const VAProfile profiles[] = {VAProfileNone,     VAProfileH264ConstrainedBaseline, VAProfileH264Main,
-                                         VAProfileH264High, VAProfileHEVCMain,                VAProfileHEVCMain10};
+    static const VAProfile profiles[] = {VAProfileNone,     VAProfileH264ConstrainedBaseline,
+                                         VAProfileH264Main, VAProfileH264High,
+                                         VAProfileHEVCMain, VAProfileHEVCMain10};
     struct personality is = device_personality(device_of(va));
     VAEntrypoint some[MAX_ENTRYPOINTS];
     *count = 0;
@@ -57,9 +58,21 @@ static VAStatus query_entrypoints(VADriverContextP va, VAProfile profile, VAEntr
 static uint32_t formats_of(const struct personality *is, VAProfile profile) {
     uint32_t ten = is->ten_bit ? VA_RT_FORMAT_YUV420_10 : 0;
     return profile == VAProfileNone         ? VA_RT_FORMAT_YUV420 | VA_RT_FORMAT_RGB32 | ten
-         : profile == VAProfileHEVCMain10   ? VA_RT_FORMAT_YUV420_10
+           : profile == VAProfileHEVCMain10 ? VA_RT_FORMAT_YUV420_10
                                             : VA_RT_FORMAT_YUV420;
 }
+
+static const VAConfigAttribValEncHEVCFeatures features = {
+    .bits = {.amp = 1, .sao = 1, .temporal_mvp = 1, .cu_qp_delta = 1},
+};
+static const VAConfigAttribValEncHEVCBlockSizes blocks = {
+    /* coding blocks of 8 to 32, transforms of 4 to 32 */
+    .bits = {.log2_max_coding_tree_block_size_minus3 = 2,
+             .log2_min_coding_tree_block_size_minus3 = 2,
+             .log2_max_luma_transform_block_size_minus2 = 3,
+             .max_max_transform_hierarchy_depth_inter = 3,
+             .max_max_transform_hierarchy_depth_intra = 3},
+};
 
 static uint32_t attribute_of(const struct personality *is, VAProfile profile, VAEntrypoint entrypoint,
                              VAConfigAttribType type) {
@@ -78,13 +91,8 @@ static uint32_t attribute_of(const struct personality *is, VAProfile profile, VA
     case VAConfigAttribEncMaxRefFrames: return 1; /* one before, none after: no B-frames */
     case VAConfigAttribEncMaxSlices: return 1;
     case VAConfigAttribEncQualityRange: return 7;
-    case VAConfigAttribEncHEVCFeatures:
-        return is_hevc(profile) ? (VAConfigAttribValEncHEVCFeatures){.bits = {.amp = 1, .sao = 1, .temporal_mvp = 1, .cu_qp_delta = 1}}.value
-                                : VA_ATTRIB_NOT_SUPPORTED;
-    case VAConfigAttribEncHEVCBlockSizes: /* coding blocks 8 to 32, transforms 4 to 32 */
-        return is_hevc(profile) ? (VAConfigAttribValEncHEVCBlockSizes){.bits = {.log2_max_coding_tree_block_size_minus3 = 2, .log2_min_coding_tree_block_size_minus3 = 2,
-                                       .log2_max_luma_transform_block_size_minus2 = 3, .max_max_transform_hierarchy_depth_inter = 3, .max_max_transform_hierarchy_depth_intra = 3}}.value
-                                : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncHEVCFeatures: return is_hevc(profile) ? features.value : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncHEVCBlockSizes: return is_hevc(profile) ? blocks.value : VA_ATTRIB_NOT_SUPPORTED;
     case VAConfigAttribEncPackedHeaders:
         return is->packed_headers ? VA_ENC_PACKED_HEADER_SEQUENCE | VA_ENC_PACKED_HEADER_SLICE |
                                         VA_ENC_PACKED_HEADER_MISC | VA_ENC_PACKED_HEADER_RAW_DATA
@@ -159,20 +167,21 @@ static VAStatus query_surface_attributes(VADriverContextP va, VAConfigID id, VAS
     struct personality is = device_personality(device);
     if (!config) return VA_STATUS_ERROR_INVALID_CONFIG;
     VASurfaceAttrib all[32];
+    const uint32_t both = VA_SURFACE_ATTRIB_GETTABLE | VA_SURFACE_ATTRIB_SETTABLE;
     unsigned used = 0;
     int formats;
     const VAImageFormat *format = image_formats(&formats);
     for (int i = 0; i < formats; i++) {
         bool processes = config->entrypoint == VAEntrypointVideoProc, ten = format[i].fourcc == VA_FOURCC_P010;
-        bool fits = processes ? is.ten_bit || !ten
-                              : format[i].fourcc == (config->profile == VAProfileHEVCMain10 ? VA_FOURCC_P010 : VA_FOURCC_NV12);
-        if (fits) all[used++] = surface_attribute(VASurfaceAttribPixelFormat, VA_SURFACE_ATTRIB_GETTABLE | VA_SURFACE_ATTRIB_SETTABLE, (int)format[i].fourcc);
+        uint32_t only = config->profile == VAProfileHEVCMain10 ? VA_FOURCC_P010 : VA_FOURCC_NV12;
+        bool fits = processes ? is.ten_bit || !ten : format[i].fourcc == only;
+        if (fits) all[used++] = surface_attribute(VASurfaceAttribPixelFormat, both, (int)format[i].fourcc);
     }
     all[used++] = surface_attribute(VASurfaceAttribMinWidth, VA_SURFACE_ATTRIB_GETTABLE, 16);
     all[used++] = surface_attribute(VASurfaceAttribMinHeight, VA_SURFACE_ATTRIB_GETTABLE, 16);
     all[used++] = surface_attribute(VASurfaceAttribMaxWidth, VA_SURFACE_ATTRIB_GETTABLE, is.max_width);
     all[used++] = surface_attribute(VASurfaceAttribMaxHeight, VA_SURFACE_ATTRIB_GETTABLE, is.max_height);
-    all[used++] = surface_attribute(VASurfaceAttribMemoryType, VA_SURFACE_ATTRIB_GETTABLE | VA_SURFACE_ATTRIB_SETTABLE, VA_SURFACE_ATTRIB_MEM_TYPE_VA);
+    all[used++] = surface_attribute(VASurfaceAttribMemoryType, both, VA_SURFACE_ATTRIB_MEM_TYPE_VA);
     VAStatus status = list && *count < used ? VA_STATUS_ERROR_MAX_NUM_EXCEEDED : VA_STATUS_SUCCESS;
     if (list && !status) memcpy(list, all, used * sizeof *all);
     *count = used;
@@ -206,7 +215,7 @@ static VAStatus create_context(VADriverContextP va, VAConfigID config_id, int wi
     context->config = *config;
     context->width = width, context->height = height;
     context->work = config->entrypoint == VAEntrypointVLD         ? WORK_DECODE
-                  : config->entrypoint == VAEntrypointVideoProc ? WORK_PROCESS
+                    : config->entrypoint == VAEntrypointVideoProc ? WORK_PROCESS
                                                                   : WORK_ENCODE;
     context->counted = clock_session(device, context->work, 1);
     bool made = context->counted;
@@ -240,10 +249,10 @@ static VAStatus render_picture(VADriverContextP va, VAContextID id, VABufferID *
     for (int i = 0; i < count; i++) {
         struct buffer *buffer = objects_get(device_of(va), KIND_BUFFER, buffers[i]);
         if (!buffer) return VA_STATUS_ERROR_INVALID_BUFFER;
-        VAStatus status = context->decoder   ? decoder_render(context->decoder, buffer)
-                        : context->encoder   ? encoder_render(context->encoder, buffer)
-                        : context->processor ? processor_render(context->processor, buffer)
-                                             : VA_STATUS_ERROR_INVALID_CONTEXT;
+        VAStatus status = context->decoder     ? decoder_render(context->decoder, buffer)
+                          : context->encoder   ? encoder_render(context->encoder, buffer)
+                          : context->processor ? processor_render(context->processor, buffer)
+                                               : VA_STATUS_ERROR_INVALID_CONTEXT;
         if (status) return status;
     }
     return VA_STATUS_SUCCESS;

@@ -1,7 +1,7 @@
 /* Encoding: libx264 and libx265, one picture in and one out, with the rate control that VA-API was asked for.
  *
- * The encoder writes its own parameter sets; the application's packed ones tell it what to show (colours, cropping), its
- * packed SEI messages go into the stream, its packed slice headers are dropped. */
+ * The encoder writes its own parameter sets; the application's packed ones tell it what to show (colours, cropping),
+ * its packed SEI messages go into the stream, its packed slice headers are dropped. */
 #include <libavcodec/avcodec.h>
 #include <libavutil/opt.h>
 #include <stdio.h>
@@ -212,7 +212,8 @@ static void set_rate(const struct encoder *encoder, AVCodecContext *av, const st
     default: av_opt_set_int(av->priv_data, "qp", wanted->qp > 0 ? wanted->qp : 1, 0); return; /* 0 is another profile */
     }
     if (av->rc_buffer_size && wanted->fullness)
-        av->rc_initial_buffer_occupancy = (int)(wanted->fullness < av->rc_buffer_size ? wanted->fullness : av->rc_buffer_size);
+        av->rc_initial_buffer_occupancy =
+            (int)(wanted->fullness < av->rc_buffer_size ? wanted->fullness : av->rc_buffer_size);
 }
 
 static bool start(struct encoder *encoder) {
@@ -241,12 +242,14 @@ static bool start(struct encoder *encoder) {
         av->gop_size = -1;
         av_opt_set(av->priv_data, "x265-params",
                    "log-level=none:pools=none:frame-threads=1:wpp=0:bframes=0:rc-lookahead=0:scenecut=0:keyint=-1:"
-                   "info=0:repeat-headers=1:ipratio=1:open-gop=0", 0);
+                   "info=0:repeat-headers=1:ipratio=1:open-gop=0",
+                   0);
     } else {
         char text[256];
         bool baseline = encoder->profile == VAProfileH264ConstrainedBaseline;
-        snprintf(text, sizeof text, "log=-1:keyint=infinite:scenecut=0:sliced-threads=0:ipratio=1:weightp=0:cabac=%d:8x8dct=%d",
-                 !baseline, encoder->profile == VAProfileH264High);
+        snprintf(text, sizeof text,
+                 "log=-1:keyint=infinite:scenecut=0:sliced-threads=0:ipratio=1:weightp=0:cabac=%d:8x8dct=%d", !baseline,
+                 encoder->profile == VAProfileH264High);
         av->level = wanted->level;
         av_opt_set(av->priv_data, "x264-params", text, 0);
     }
@@ -258,7 +261,8 @@ static bool start(struct encoder *encoder) {
 
 static AVFrame *frame_of(struct encoder *encoder, const struct picture *picture) {
     AVFrame *frame = encoder->planes;
-    if (frame && (frame->width != encoder->av->width || frame->height != encoder->av->height)) av_frame_free(&encoder->planes);
+    if (frame && (frame->width != encoder->av->width || frame->height != encoder->av->height))
+        av_frame_free(&encoder->planes);
     if (!encoder->planes) {
         if (!(frame = encoder->planes = av_frame_alloc())) return NULL;
         frame->format = encoder->av->pix_fmt, frame->width = encoder->av->width, frame->height = encoder->av->height;
@@ -322,7 +326,8 @@ VAStatus encoder_end(struct device *device, struct encoder *encoder, struct surf
     if (!frame) return VA_STATUS_ERROR_ENCODING_ERROR;
     if (fate == FATE_GREEN)
         for (int i = 0; i < 3 && frame->data[i]; i++)
-            memset(frame->data[i], 0, (size_t)frame->linesize[i] * (size_t)(i ? (frame->height + 1) / 2 : frame->height));
+            memset(frame->data[i], 0,
+                   (size_t)frame->linesize[i] * (size_t)(i ? (frame->height + 1) / 2 : frame->height));
     frame->pict_type = encoder->idr || encoder->intra ? AV_PICTURE_TYPE_I : AV_PICTURE_TYPE_P;
     frame->pts = encoder->count++;
     int result = avcodec_send_frame(encoder->av, frame);

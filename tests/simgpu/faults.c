@@ -6,7 +6,9 @@
 
 #include "simgpu.h"
 
-static void sleep_ms(int ms) { nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL); }
+static void sleep_ms(int ms) {
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
+}
 
 /* True while the configuration still has this line: one that is taken out ends a hang. */
 static bool stands(struct device *device, uint64_t hash) {

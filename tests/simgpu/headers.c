@@ -4,12 +4,14 @@
 #include <libavcodec/avcodec.h>
 #include <string.h>
 
-void facts_default(struct facts *facts) { *facts = (struct facts){.sar_num = 0, .sar_den = 1, .primaries = 2, .transfer = 2, .matrix = 2}; }
+void facts_default(struct facts *facts) {
+    *facts = (struct facts){.sar_num = 0, .sar_den = 1, .primaries = 2, .transfer = 2, .matrix = 2};
+}
 
 static void read_vui(struct facts *facts, struct bits *bits) {
-    static const uint8_t ratios[17][2] = {{0, 1},   {1, 1},   {12, 11}, {10, 11}, {16, 11}, {40, 33},
-                                          {24, 11}, {20, 11}, {32, 11}, {80, 33}, {18, 11}, {15, 11},
-                                          {64, 33}, {160, 99}, {4, 3},  {3, 2},   {2, 1}};
+    static const uint8_t ratios[17][2] = {{0, 1},   {1, 1},    {12, 11}, {10, 11}, {16, 11}, {40, 33},
+                                          {24, 11}, {20, 11},  {32, 11}, {80, 33}, {18, 11}, {15, 11},
+                                          {64, 33}, {160, 99}, {4, 3},   {3, 2},   {2, 1}};
     if (get_bits(bits, 1)) {
         uint32_t ratio = get_bits(bits, 8);
         if (ratio < 17) facts->sar_num = ratios[ratio][0], facts->sar_den = ratios[ratio][1];

@@ -6,7 +6,10 @@
 #include "simgpu.h"
 
 struct object_table {
-    struct { void **items; unsigned size; } kinds[KINDS];
+    struct {
+        void **items;
+        unsigned size;
+    } kinds[KINDS];
 };
 
 static unsigned handle(enum kind kind, unsigned index) { return (unsigned)(kind + 1) << 24 | index; }
@@ -127,8 +130,8 @@ static uint32_t fourcc_of(unsigned format, const VASurfaceAttrib *attributes, un
     }
     if (fourcc) return fourcc;
     return format == VA_RT_FORMAT_YUV420_10 ? VA_FOURCC_P010
-         : format == VA_RT_FORMAT_RGB32     ? VA_FOURCC_BGRA
-         : format == VA_RT_FORMAT_YUV420    ? VA_FOURCC_NV12
+           : format == VA_RT_FORMAT_RGB32   ? VA_FOURCC_BGRA
+           : format == VA_RT_FORMAT_YUV420  ? VA_FOURCC_NV12
                                             : 0;
 }
 
@@ -272,7 +275,8 @@ static VAStatus destroy_buffer(VADriverContextP va, VABufferID id) {
     return VA_STATUS_SUCCESS;
 }
 
-static VAStatus buffer_info(VADriverContextP va, VABufferID id, VABufferType *type, unsigned *size, unsigned *elements) {
+static VAStatus buffer_info(VADriverContextP va, VABufferID id, VABufferType *type, unsigned *size,
+                            unsigned *elements) {
     struct buffer *buffer = objects_get(device_of(va), KIND_BUFFER, id);
     if (!buffer) return VA_STATUS_ERROR_INVALID_BUFFER;
     *type = buffer->type, *size = buffer->size, *elements = buffer->elements;
@@ -297,8 +301,12 @@ static VAStatus image_new(struct device *device, const struct picture *picture, 
         if (!surface) free(memory);
         return VA_STATUS_ERROR_ALLOCATION_FAILED;
     }
-    *buffer = (struct buffer){.type = VAImageBufferType, .size = (unsigned)size, .elements = 1, .data = memory,
-                              .borrowed = surface != NULL, .surface = surface};
+    *buffer = (struct buffer){.type = VAImageBufferType,
+                              .size = (unsigned)size,
+                              .elements = 1,
+                              .data = memory,
+                              .borrowed = surface != NULL,
+                              .surface = surface};
     VAImage *is = &image->va;
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
         if (formats[i].fourcc == picture->fourcc) is->format = formats[i];

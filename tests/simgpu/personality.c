@@ -21,19 +21,32 @@ bool config_path(const char *node, char *path, size_t size) {
 
 void config_default(struct config *config) {
     *config = (struct config){
-        .is = {
-            .vendor = "Simulated GPU driver",
-            .kernel_driver = "i915",
-            .pdev = "0000:00:02.0",
-            .preset_h264 = "superfast",
-            .preset_hevc = "ultrafast",
-            .pci_id = 0x80869a49,
-            .rate_control = VA_RC_CQP | VA_RC_CBR | VA_RC_VBR | VA_RC_ICQ | VA_RC_QVBR,
-            .decode_h264 = true, .decode_hevc = true, .encode_h264 = true, .encode_hevc = true,
-            .ten_bit = true, .vpp = true, .overlay = true, .entry_slice = true, .entry_lp = false,
-            .packed_headers = true, .derive_image = true, .sync_buffer = true,
-            .max_width = 4096, .max_height = 4096, .engines = 1, .vpp_engines = 1,
-        },
+        .is =
+            {
+                .vendor = "Simulated GPU driver",
+                .kernel_driver = "i915",
+                .pdev = "0000:00:02.0",
+                .preset_h264 = "superfast",
+                .preset_hevc = "ultrafast",
+                .pci_id = 0x80869a49,
+                .rate_control = VA_RC_CQP | VA_RC_CBR | VA_RC_VBR | VA_RC_ICQ | VA_RC_QVBR,
+                .decode_h264 = true,
+                .decode_hevc = true,
+                .encode_h264 = true,
+                .encode_hevc = true,
+                .ten_bit = true,
+                .vpp = true,
+                .overlay = true,
+                .entry_slice = true,
+                .entry_lp = false,
+                .packed_headers = true,
+                .derive_image = true,
+                .sync_buffer = true,
+                .max_width = 4096,
+                .max_height = 4096,
+                .engines = 1,
+                .vpp_engines = 1,
+            },
     };
 }
 
@@ -53,7 +66,10 @@ static bool has_word(const char *words, const char *word) {
 static bool yes(const char *value) { return has_word(value, "yes") || has_word(value, "true") || !strcmp(value, "1"); }
 
 static uint32_t rate_control_of(const char *value) {
-    static const struct { const char *name; uint32_t mode; } modes[] = {
+    static const struct {
+        const char *name;
+        uint32_t mode;
+    } modes[] = {
         {"CQP", VA_RC_CQP}, {"CBR", VA_RC_CBR}, {"VBR", VA_RC_VBR}, {"ICQ", VA_RC_ICQ}, {"QVBR", VA_RC_QVBR},
     };
     uint32_t mask = 0;
@@ -70,7 +86,7 @@ static int engines_of(const char *value) {
 /* "status 24 at 10 once device" */
 static bool fault_of(const char *where, const char *value, struct fault *fault) {
     static const char *const actions[] = {
-        [ACT_STATUS] = "status", [ACT_HANG] = "hang", [ACT_SLOW] = "slow", [ACT_GREEN] = "green",
+        [ACT_STATUS] = "status",     [ACT_HANG] = "hang", [ACT_SLOW] = "slow",     [ACT_GREEN] = "green",
         [ACT_TRUNCATE] = "truncate", [ACT_DROP] = "drop", [ACT_VANISH] = "vanish", [ACT_SEGFAULT] = "segfault",
     };
     char text[256], *rest = text, *word;
@@ -94,25 +110,48 @@ static bool fault_of(const char *where, const char *value, struct fault *fault) 
     return known;
 }
 
+enum form { TEXT, FLAG, NUMBER, RATE };
+
+static const struct {
+    const char *name;
+    enum form form;
+    size_t offset, size;
+} keys[] = {
+#define KEY(name, form) {#name, form, offsetof(struct personality, name), sizeof(((struct personality *)0)->name)}
+    KEY(vendor, TEXT),      KEY(kernel_driver, TEXT),  KEY(pdev, TEXT),         KEY(preset_h264, TEXT),
+    KEY(preset_hevc, TEXT), KEY(state, TEXT),          KEY(ten_bit, FLAG),      KEY(vpp, FLAG),
+    KEY(overlay, FLAG),     KEY(packed_headers, FLAG), KEY(derive_image, FLAG), KEY(sync_buffer, FLAG),
+    KEY(broken, FLAG),      KEY(max_width, NUMBER),    KEY(max_height, NUMBER), KEY(max_sessions, NUMBER),
+    KEY(setup_ms, NUMBER),  KEY(encode_rate, RATE),    KEY(decode_rate, RATE),  KEY(vpp_rate, RATE),
+#undef KEY
+};
+
+static bool set_plain(struct personality *is, const char *key, const char *value) {
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        if (strcmp(key, keys[i].name)) continue;
+        char *field = (char *)is + keys[i].offset;
+        switch (keys[i].form) {
+        case TEXT: snprintf(field, keys[i].size, "%s", value); break;
+        case FLAG: *(bool *)field = yes(value); break;
+        case NUMBER: *(int *)(void *)field = atoi(value); break;
+        case RATE: *(double *)(void *)field = atof(value); break;
+        }
+        return true;
+    }
+    return false;
+}
+
 static bool set(struct config *config, const char *key, const char *value) {
     struct personality *is = &config->is;
-#define TEXT(name) if (!strcmp(key, #name)) return snprintf(is->name, sizeof is->name, "%s", value) >= 0
-#define FLAG(name) if (!strcmp(key, #name)) return is->name = yes(value), true
-#define NUMBER(name) if (!strcmp(key, #name)) return is->name = atoi(value), true
-#define RATE(name) if (!strcmp(key, #name)) return is->name = atof(value), true
-    TEXT(vendor); TEXT(kernel_driver); TEXT(pdev); TEXT(preset_h264); TEXT(preset_hevc); TEXT(state);
-    FLAG(ten_bit); FLAG(vpp); FLAG(overlay); FLAG(packed_headers); FLAG(derive_image); FLAG(sync_buffer); FLAG(broken);
-    NUMBER(max_width); NUMBER(max_height); NUMBER(max_sessions); NUMBER(setup_ms);
-    RATE(encode_rate); RATE(decode_rate); RATE(vpp_rate);
-#undef TEXT
-#undef FLAG
-#undef NUMBER
-#undef RATE
+    if (set_plain(is, key, value)) return true;
     if (!strcmp(key, "pci_id")) is->pci_id = (uint32_t)strtoul(value, NULL, 0);
     else if (!strcmp(key, "rc")) is->rate_control = rate_control_of(value);
-    else if (!strcmp(key, "decode")) is->decode_h264 = has_word(value, "h264"), is->decode_hevc = has_word(value, "hevc");
-    else if (!strcmp(key, "encode")) is->encode_h264 = has_word(value, "h264"), is->encode_hevc = has_word(value, "hevc");
-    else if (!strcmp(key, "entrypoint")) is->entry_slice = has_word(value, "slice"), is->entry_lp = has_word(value, "lp");
+    else if (!strcmp(key, "decode"))
+        is->decode_h264 = has_word(value, "h264"), is->decode_hevc = has_word(value, "hevc");
+    else if (!strcmp(key, "encode"))
+        is->encode_h264 = has_word(value, "h264"), is->encode_hevc = has_word(value, "hevc");
+    else if (!strcmp(key, "entrypoint"))
+        is->entry_slice = has_word(value, "slice"), is->entry_lp = has_word(value, "lp");
     else if (!strcmp(key, "memory")) is->memory = strtoull(value, NULL, 10) << 20;
     else if (!strcmp(key, "engines")) is->engines = engines_of(value);
     else if (!strcmp(key, "vpp_engines")) is->vpp_engines = engines_of(value);

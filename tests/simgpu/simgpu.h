@@ -32,11 +32,11 @@ enum action { ACT_STATUS, ACT_HANG, ACT_SLOW, ACT_GREEN, ACT_TRUNCATE, ACT_DROP,
 struct fault {
     char where[32]; /* "encode", "context.decode" */
     enum action action;
-    int number;     /* a VA status, or milliseconds */
-    uint64_t at;    /* the first call that is hit, from 1 */
-    bool once;      /* that call only, else it and all later ones */
-    bool device;    /* calls of every client are counted together */
-    uint64_t hash;  /* of the line: a new line counts from nothing */
+    int number;    /* a VA status, or milliseconds */
+    uint64_t at;   /* the first call that is hit, from 1 */
+    bool once;     /* that call only, else it and all later ones */
+    bool device;   /* calls of every client are counted together */
+    uint64_t hash; /* of the line: a new line counts from nothing */
 };
 
 struct personality {
@@ -152,8 +152,8 @@ struct buffer {
     VABufferType type;
     unsigned size, elements;
     uint8_t *data;
-    bool borrowed;            /* data belongs to a surface */
-    struct surface *surface;  /* that surface */
+    bool borrowed;           /* data belongs to a surface */
+    struct surface *surface; /* that surface */
     VACodedBufferSegment segment;
     _Atomic int64_t ready;
     unsigned filled;
@@ -186,7 +186,7 @@ struct context {
 };
 
 bool objects_open(struct device *device);
-void objects_close(struct device *device); /* destroys what was left */
+void objects_close(struct device *device);                                 /* destroys what was left */
 unsigned objects_add(struct device *device, enum kind kind, void *object); /* VA_INVALID_ID: no memory */
 void *objects_get(struct device *device, enum kind kind, unsigned id);
 void *objects_take(struct device *device, enum kind kind, unsigned id);

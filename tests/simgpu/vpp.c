@@ -28,7 +28,9 @@ static enum AVPixelFormat pixel_format(uint32_t fourcc) {
     }
 }
 
-static int depth_of(uint32_t fourcc) { return fourcc == VA_FOURCC_P010 || fourcc == VA_FOURCC('I', '0', '1', '0') ? 2 : 1; }
+static int depth_of(uint32_t fourcc) {
+    return fourcc == VA_FOURCC_P010 || fourcc == VA_FOURCC('I', '0', '1', '0') ? 2 : 1;
+}
 static bool is_rgb(const struct picture *picture) { return picture->planes == 1; }
 static int chroma(int size) { return (size + 1) / 2; }
 
@@ -68,7 +70,8 @@ static bool copy_exactly(const struct picture *from, const struct picture *to) {
             int inside = plane > 0, woven = plane > 0 ? 2 : 1;
             const uint16_t *in = (const void *)(from->data[weave ? plane : inside] +
                                                 (ptrdiff_t)y * from->stride[weave ? plane : inside]);
-            uint16_t *out = (void *)(to->data[weave ? inside : plane] + (ptrdiff_t)y * to->stride[weave ? inside : plane]);
+            uint16_t *out =
+                (void *)(to->data[weave ? inside : plane] + (ptrdiff_t)y * to->stride[weave ? inside : plane]);
             int at = plane == 2;
             for (int x = 0; x < (plane ? chroma(width) : width); x++) {
                 if (weave) out[x * woven + at] = (uint16_t)(in[x] << 6);
@@ -144,7 +147,8 @@ static void turn_plane(const struct picture *from, const struct picture *to, int
             if (mirror & VA_MIRROR_HORIZONTAL) from_x = width - 1 - from_x;
             if (mirror & VA_MIRROR_VERTICAL) from_y = height - 1 - from_y;
             memcpy(to->data[plane] + (ptrdiff_t)y * to->stride[plane] + (ptrdiff_t)((size_t)x * size),
-                   from->data[plane] + (ptrdiff_t)from_y * from->stride[plane] + (ptrdiff_t)((size_t)from_x * size), size);
+                   from->data[plane] + (ptrdiff_t)from_y * from->stride[plane] + (ptrdiff_t)((size_t)from_x * size),
+                   size);
         }
 }
 
@@ -152,7 +156,8 @@ static void turn(const struct picture *from, const struct picture *to, uint32_t 
     size_t pixel = is_rgb(from) ? 4 : (size_t)depth_of(from->fourcc);
     turn_plane(from, to, 0, pixel, from->width, from->height, rotation, mirror);
     for (int i = 1; i < from->planes; i++)
-        turn_plane(from, to, i, from->planes == 2 ? 2 * pixel : pixel, chroma(from->width), chroma(from->height), rotation, mirror);
+        turn_plane(from, to, i, from->planes == 2 ? 2 * pixel : pixel, chroma(from->width), chroma(from->height),
+                   rotation, mirror);
 }
 
 /* Puts RGB with alpha over NV12 of the same size, BT.601. */
@@ -169,7 +174,8 @@ static bool blend(const struct picture *over, const struct picture *to, const VA
     for (int plane = 0; done && plane < 2; plane++)
         for (int y = 0; y < (plane ? to->height / 2 : to->height); y++)
             for (int x = 0; x < to->width; x++) {
-                const uint8_t *at = alpha.data[0] + (ptrdiff_t)(plane ? y * 2 : y) * alpha.stride[0] + (plane ? x & ~1 : x) * 4;
+                const uint8_t *at =
+                    alpha.data[0] + (ptrdiff_t)(plane ? y * 2 : y) * alpha.stride[0] + (plane ? x & ~1 : x) * 4;
                 float share = (opaque ? 255.f : at[3]) / 255.f * global;
                 uint8_t *pixel = to->data[plane] + (ptrdiff_t)y * to->stride[plane] + x;
                 float ours = colours.data[plane][(ptrdiff_t)y * colours.stride[plane] + x], black = plane ? 128 : 16;
@@ -282,14 +288,21 @@ static VAStatus query_pipeline_caps(VADriverContextP va, VAContextID context, VA
     (void)context, (void)filters, (void)count;
     struct personality is = device_personality(device_of(va));
     *caps = (VAProcPipelineCaps){
-        .input_color_standards = standards, .num_input_color_standards = 3,
-        .output_color_standards = standards, .num_output_color_standards = 3,
+        .input_color_standards = standards,
+        .num_input_color_standards = 3,
+        .output_color_standards = standards,
+        .num_output_color_standards = 3,
         .rotation_flags = 1 << VA_ROTATION_90 | 1 << VA_ROTATION_180 | 1 << VA_ROTATION_270,
         .mirror_flags = VA_MIRROR_HORIZONTAL | VA_MIRROR_VERTICAL,
         .blend_flags = is.overlay ? VA_BLEND_GLOBAL_ALPHA | VA_BLEND_PREMULTIPLIED_ALPHA : 0,
-        .min_input_width = 16, .min_input_height = 16, .min_output_width = 16, .min_output_height = 16,
-        .max_input_width = (uint32_t)is.max_width, .max_input_height = (uint32_t)is.max_height,
-        .max_output_width = (uint32_t)is.max_width, .max_output_height = (uint32_t)is.max_height,
+        .min_input_width = 16,
+        .min_input_height = 16,
+        .min_output_width = 16,
+        .min_output_height = 16,
+        .max_input_width = (uint32_t)is.max_width,
+        .max_input_height = (uint32_t)is.max_height,
+        .max_output_width = (uint32_t)is.max_width,
+        .max_output_height = (uint32_t)is.max_height,
     };
     return VA_STATUS_SUCCESS;
 }
