@@ -73,7 +73,7 @@ def bbb() -> Path:
 @pytest.fixture(scope="session")
 def built_gpu() -> Path:
     """The driver of the software GPU, compiled."""
-    return gpu.build(Path(os.environ.get("SIMGPU_BUILD") or gpu.SOURCES.parent.parent / ".cache" / "simgpu"))
+    return gpu.build(gpu.SOURCES.parent.parent / ".cache" / "simgpu")
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ VAAPI = ("-hwaccel", "vaapi", "-hwaccel_device", "va", "-hwaccel_output_format",
 
 def build(out: Path) -> Path:
     """Compile the driver and the preload library into `out`, unless they are there and up to date."""
-    make = ["make", "--silent", "-C", str(SOURCES), f"OUT={out}"]
+    relative = os.path.relpath(out, SOURCES)  # make cannot bear a space in a path, and the checkout may have one
+    make = ["make", "--silent", "-C", str(SOURCES), f"OUT={relative}"]
     done = subprocess.run(make, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(f"the software GPU cannot be built; its README names the packages\n{done.stdout}")
@@ -23,16 +24,18 @@ def build(out: Path) -> Path:
 
 
 class Machine:
-    """A machine with GPUs: a folder of nodes, one of their configurations, and the environment that finds them."""
+    """A machine with GPUs: nodes, configurations, the environment that finds them. No space may be in its path."""
 
     def __init__(self, folder: Path, built: Path) -> None:
         self.nodes = folder / "dri"
         self.configs = folder / "gpus"
         for made in (self.nodes, self.configs):
             made.mkdir(parents=True, exist_ok=True)
+        drivers = folder / "drivers"  # the loader cannot bear a space either
+        drivers.symlink_to(built.resolve())
         self.environment = {
-            "LD_PRELOAD": str(built / "simgpu_shim.so"),
-            "LIBVA_DRIVERS_PATH": str(built),
+            "LD_PRELOAD": str(drivers / "simgpu_shim.so"),
+            "LIBVA_DRIVERS_PATH": str(drivers),
             "LIBVA_MESSAGING_LEVEL": "1",
             "SIMGPU_CONFIG": str(self.configs),
         }

@@ -29,6 +29,7 @@ struct client {
 };
 
 struct shared {
+    uint64_t layout; /* LAYOUT, or the memory is of another version of the driver */
     uint64_t next_client, vanished;
     int64_t free_at[2][MAX_ENGINES];
     struct {
@@ -36,6 +37,8 @@ struct shared {
     } faults[MAX_FAULTS];
     struct client clients[MAX_CLIENTS];
 };
+
+enum { LAYOUT = 1 << 24 | sizeof(struct shared) };
 
 int64_t clock_now(void) {
     struct timespec now;
@@ -181,6 +184,7 @@ bool clock_open(struct device *device, const char *folder) {
     if (!(device->shared = map(device->state_fd))) return false;
     device->slot = -1;
     enter(device);
+    if (device->shared->layout != LAYOUT) *device->shared = (struct shared){.layout = LAYOUT};
     bury_the_dead(device);
     bool joined = join(device);
     if (joined) {

@@ -112,24 +112,30 @@ static void take_misc(struct settings *wanted, const VAEncMiscParameterBuffer *m
     }
 }
 
-/* Messages that depend on timing the encoder does not write (buffering periods, picture timing) stay out. */
-static bool is_welcome(bool hevc, const uint8_t *nal, size_t size) {
-    if (size < 4) return false;
-    if (hevc) return (nal[0] >> 1 & 63) == 39 || (nal[0] >> 1 & 63) == 35;
-    return (nal[0] & 31) == 9 || ((nal[0] & 31) == 6 && nal[1] > 1);
+static unsigned type_of(const struct encoder *encoder, const uint8_t *nal) {
+    return encoder->hevc ? nal[0] >> 1 & 63 : nal[0] & 31;
+}
+
+/* Delimiters and messages are taken over, but those that depend on timing the encoder does not write (buffering
+ * periods, picture timing) stay out, and of what comes with a slice header all but the delimiter. */
+static bool is_welcome(const struct encoder *encoder, const uint8_t *nal, size_t size) {
+    if (size < 3) return size == 2 && !encoder->hevc && (nal[0] & 31) == 9;
+    unsigned type = type_of(encoder, nal);
+    if (type == (encoder->hevc ? 35 : 9)) return true;
+    if (encoder->header_type == VAEncPackedHeaderSlice) return false;
+    return encoder->hevc ? type == 39 : type == 6 && nal[1] > 1;
 }
 
 static void take_header(struct encoder *encoder, const struct buffer *buffer) {
     const uint8_t *at = buffer->data, *end = at + (size_t)buffer->size * buffer->elements, *nal;
     size_t size;
-    if (encoder->header_type == VAEncPackedHeaderSlice) return;
     if (encoder->header_type == VAEncPackedHeaderSequence) {
         encoder->sequence_size = (size_t)(end - at) < HEADER_ROOM ? (size_t)(end - at) : 0;
         memcpy(encoder->sequence, at, encoder->sequence_size);
     }
     while ((nal = next_nal(&at, end, &size))) {
         size_t room = HEADER_ROOM - encoder->messages_size;
-        if (!is_welcome(encoder->hevc, nal, size) || size * 3 / 2 + 8 > room) continue;
+        if (!is_welcome(encoder, nal, size) || size * 3 / 2 + 8 > room) continue;
         uint8_t *to = encoder->messages + encoder->messages_size;
         memcpy(to, (const uint8_t[]){0, 0, 0, 1}, 4);
         size_t written = size;
@@ -279,25 +285,38 @@ static AVFrame *frame_of(struct encoder *encoder, const struct picture *picture)
     return picture_convert(&from, &to) ? frame : NULL;
 }
 
+static bool write_nal(struct buffer *coded, const uint8_t *nal, size_t size) {
+    if (coded->filled + size + 4 > (size_t)coded->size * coded->elements) return false;
+    memcpy(coded->data + coded->filled, (const uint8_t[]){0, 0, 0, 1}, 4);
+    memcpy(coded->data + coded->filled + 4, nal, size);
+    coded->filled += (unsigned)size + 4;
+    return true;
+}
+
+/* The application's own units: either the access unit delimiter, or all others. */
+static void write_messages(const struct encoder *encoder, struct buffer *coded, bool delimiter) {
+    const uint8_t *at = encoder->messages, *nal;
+    size_t size;
+    while ((nal = next_nal(&at, encoder->messages + encoder->messages_size, &size)))
+        if ((type_of(encoder, nal) == (encoder->hevc ? 35 : 9)) == delimiter) write_nal(coded, nal, size);
+}
+
 /* The encoder's own SEI messages name it; the application's come before the first slice. */
 static void write_coded(struct encoder *encoder, struct buffer *coded) {
     const uint8_t *at = encoder->packet->data, *end = at + encoder->packet->size, *nal;
-    size_t size, used = 0, room = (size_t)coded->size * coded->elements;
-    bool messages = encoder->messages_size > 0;
+    size_t size;
+    bool sliced = false;
+    coded->filled = 0;
+    write_messages(encoder, coded, true);
     while ((nal = next_nal(&at, end, &size))) {
-        unsigned type = encoder->hevc ? nal[0] >> 1 & 63 : nal[0] & 31;
-        if (type == (encoder->hevc ? 39u : 6u)) continue;
-        if (messages && (encoder->hevc ? type < 32 : type < 6) && used + encoder->messages_size < room) {
-            memcpy(coded->data + used, encoder->messages, encoder->messages_size);
-            used += encoder->messages_size;
-            messages = false;
+        unsigned type = type_of(encoder, nal);
+        if (type == (encoder->hevc ? 39 : 6)) continue;
+        if (!sliced && type < (encoder->hevc ? 32 : 6)) {
+            write_messages(encoder, coded, false);
+            sliced = true;
         }
-        if (used + size + 4 > room) break;
-        memcpy(coded->data + used, (const uint8_t[]){0, 0, 0, 1}, 4);
-        memcpy(coded->data + used + 4, nal, size);
-        used += size + 4;
+        if (!write_nal(coded, nal, size)) break;
     }
-    coded->filled = (unsigned)used;
 }
 
 static bool differs(const struct encoder *encoder) {
