@@ -168,7 +168,7 @@ def _metadata_options(rung: Rung) -> Options:
     options: list[tuple[str, str | None]] = [("map_metadata", "0"), ("map_chapters", "0")]
     if rung.picture and rung.source:
         # two spellings of the same stream, since an option can be given only once
-        if rung.source.language:
+        if rung.source.language and rung.source.language != "und":
             options.append(("metadata:s:v:0", f"language={rung.source.language}"))
         if rung.source.title:
             options.append(("metadata:s:0", f"title={rung.source.title}"))

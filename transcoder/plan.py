@@ -67,7 +67,8 @@ def _rungs(spec: JobSpec, source: Media) -> tuple[tuple[Rung, ...], tuple[str, .
         left_out += dropped
     names = {rung.output.name for rung in rungs}
     smaller = [f"{output.name}: larger than the source" for output in spec.outputs if output.name not in names]
-    return tuple(rungs), (*smaller, *left_out)
+    covers = ("the cover picture: outputs hold audio, video and subtitles",) if source.pictures else ()
+    return tuple(rungs), (*smaller, *left_out, *covers)
 
 
 def _fitting(spec: JobSpec, source: Media) -> tuple[Output, ...]:
