@@ -60,7 +60,7 @@ CONNECT_TIMEOUT = 1.0
 """Seconds to wait for a connection. With ANSWER_TIMEOUT it bounds how long a submit may take when Redis is away."""
 ANSWER_TIMEOUT = 2.0
 """Seconds to wait for an answer. Every change takes well under a millisecond of Redis' time."""
-HEALTH_CHECK = 5
+HEALTH_CHECK = 3
 """Seconds of idleness after which a connection is tried with PING before it is used."""
 
 _HISTORY = 100

@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,13 +46,14 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`transcoder worker`: work until a signal. Gives the exit code."""
+    """`transcoder worker`: work until a signal. Gives the exit code.
+
+    Raises:
+        SettingsError: a variable is wrong, or the media roots are not set.
+        FfmpegMissing: ffmpeg is missing or too old; a job that was taken is back on the queue.
+    """
     arguments = _arguments(argv)
-    try:
-        return _work(settings.read(), arguments.concurrency, arguments.name)
-    except TranscoderError as wrong:
-        print(f"transcoder worker: {wrong}", file=sys.stderr)
-        return wrong.exit_code
+    return _work(settings.read(), arguments.concurrency, arguments.name)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
