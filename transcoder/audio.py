@@ -12,6 +12,9 @@ from transcoder.spec import Audio, Container, Output
 OPUS_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """The channel layouts that Opus knows, by number of channels (RFC 7845, 5.1.1.2)."""
 
+MOST_CHANNELS = 8
+"""What ffmpeg's AAC encoder and Opus can hold in one stream."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sound:
@@ -82,7 +85,7 @@ def _sound(audio: Audio, container: Container, stream: AudioStream) -> Sound:
                 "Encode it (codec 'aac' or 'opus'), or take container 'mkv'.",
             )
         return Sound(stream.index, "copy", stream.codec, channels=stream.channels)
-    channels = min(audio.channels or stream.channels or 2, stream.channels or 2)
+    channels = min(audio.channels or MOST_CHANNELS, stream.channels or 2, MOST_CHANNELS)
     return Sound(
         index=stream.index,
         codec=audio.codec,

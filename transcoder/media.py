@@ -299,8 +299,8 @@ def _mastering(side: Json) -> Mastering | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    points = list(zip(known[0:8:2], known[1:8:2], strict=True))
-    return Mastering(*points, min_luminance=known[8], max_luminance=known[9])
+    red, green, blue, white = zip(known[0:8:2], known[1:8:2], strict=True)
+    return Mastering(red, green, blue, white, min_luminance=known[8], max_luminance=known[9])
 
 
 def _light_level(side: Json) -> LightLevel | None:
