@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from transcoder import __version__, profiles, screen, settings, spec
+from transcoder import profiles, screen, settings, spec
 from transcoder.errors import JobCancelled, SpecError, TranscoderError
 from transcoder.spec import JobSpec, Output
+from transcoder.version import __version__
 
 if TYPE_CHECKING:
     from transcoder.client import Client, Status

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from transcoder import __version__, backends
+from transcoder import backends
 from transcoder.errors import FfmpegMissing
 from transcoder.machine import Ability, Build, Machine, Trial
 from transcoder.policy import Policy
+from transcoder.version import __version__
 
 OLDEST = (5, 1)
 """The oldest ffmpeg that has every option used here (-fps_mode came with 5.1)."""

@@ -22,7 +22,7 @@ from math import inf
 from time import monotonic, sleep
 from typing import TypeVar
 
-from transcoder import __version__, log, metrics, queue, settings, spec
+from transcoder import log, metrics, queue, settings, spec
 from transcoder.errors import BrokerUnavailable, JobCancelled, JobUnknown, TranscoderError, TransitionRefused
 from transcoder.events import Advanced, Emit, Event, Failed, Started, phase
 from transcoder.job import transcode
@@ -32,6 +32,7 @@ from transcoder.manifest import Attempt
 from transcoder.policy import Policy
 from transcoder.settings import Settings
 from transcoder.survey import cpus, survey
+from transcoder.version import __version__
 
 BEAT = 0.4
 """Seconds between two words to the ledger while jobs run: with a poll of ffmpeg's, a cancelled job ends within 1 s."""
