@@ -197,4 +197,4 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
         case _:
             routes = ", ".join(f"{one.route}: {one.what}" for one in tried)
             hint = "The evidence holds the command and ffmpeg's last words (`transcoder status ID --json`)."
-            return NoRouteWorked(f"no route gave a verified output ({routes})", hint, evidence)
+            return NoRouteWorked(f"no route gave a verified output of {spec.source!r} ({routes})", hint, evidence)

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from transcoder import ffmpeg, media
 from transcoder.command import Rung
-from transcoder.errors import JobCancelled
+from transcoder.errors import InputRefused, InputUnreadable, JobCancelled
 from transcoder.faults import Evidence, Fault, FaultClass, errors_in
 from transcoder.plan import Plan
 from transcoder.policy import Policy
@@ -83,16 +83,21 @@ def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool 
         *("-show_chapters", "-show_entries", "packet=stream_index,pts_time,dts_time,duration_time,flags"),
         *("-of", "json=c=1", "-i", f"file:{path}"),
     )
-    limit = policy.probe_limit + os.path.getsize(path) / SLOWEST_READ
-    with watched(words, limit, path) as child:
-        assert child.stdout
-        report, tracks = _read(child.stdout, cancelled)
-    if child.returncode != 0 or not report:
-        raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
-    found = media.read(report)
-    if hdr and (stream := found.main_video) and stream.mastering is None:
-        mastering, light = first_frame_hdr(path, policy)
-        found = replace(found, video=(replace(stream, mastering=mastering, light_level=light), *found.video[1:]))
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    if size == 0:
+        raise Fault(FaultClass.MISMATCH, "ffmpeg said success and made no file", Evidence(words))
+    try:
+        with watched(words, policy.probe_limit + size / SLOWEST_READ, path) as child:
+            assert child.stdout
+            report, tracks = _read(child.stdout, cancelled)
+        if child.returncode != 0 or not report:
+            raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
+        found = media.read(report)
+        if hdr and (stream := found.main_video) and stream.mastering is None:
+            mastering, light = first_frame_hdr(path, policy)
+            found = replace(found, video=(replace(stream, mastering=mastering, light_level=light), *found.video[1:]))
+    except (InputUnreadable, InputRefused) as error:  # what probing says of sources; here it is the output
+        raise Fault(FaultClass.MISMATCH, f"the output cannot be read back: {error.what}", Evidence(words)) from None
     return Facts(found, tracks)
 
 
@@ -137,27 +142,29 @@ class _Span:
 
 
 def _read(lines: IO[bytes], cancelled: Callable[[], bool]) -> tuple[media.Json, dict[int, Track]]:
-    """Ffprobe's compact JSON as it comes: packets, which begin a line each, are counted and dropped; the rest is kept."""
+    """Ffprobe's compact JSON as it comes: packets, a line each, are counted and dropped; the rest is kept."""
     spans: dict[int, _Span] = {}
     rest: list[str] = []
     among_packets = False
-    for number, line in enumerate(lines):
-        if number % 4096 == 0 and cancelled():
-            raise JobCancelled("the job was cancelled while verifying")
-        if line.startswith(_PACKETS_BEGIN):
-            among_packets = True
-        elif among_packets and line.startswith(b'        { "stream_index"'):
-            # side data follows on lines of its own, before the closing brace
-            packet = json.loads(line.strip().rstrip(b",").removesuffix(b"}") + b"}")
-            spans.setdefault(packet["stream_index"], _Span()).see(packet)
-        elif among_packets:
-            among_packets = not line.startswith(b"    ]")
-        else:
-            rest.append(line.decode("utf-8", "replace"))
     try:
+        for number, line in enumerate(lines):
+            if number % 4096 == 0 and cancelled():
+                raise JobCancelled(
+                    "the job was cancelled while verifying", "Submit it again if it is wanted after all."
+                )
+            if line.startswith(_PACKETS_BEGIN):
+                among_packets = True
+            elif among_packets and line.startswith(b'        { "stream_index"'):
+                # side data follows on lines of its own, before the closing brace
+                packet = json.loads(line.strip().rstrip(b",").removesuffix(b"}") + b"}")
+                spans.setdefault(packet["stream_index"], _Span()).see(packet)
+            elif among_packets:
+                among_packets = not line.startswith(b"    ]")
+            else:
+                rest.append(line.decode("utf-8", "replace"))
         report = json.loads("".join(rest))
-    except ValueError:
-        report = {}
+    except ValueError:  # ffprobe died in the middle of a line
+        return {}, {}
     kinds = {stream.get("index"): stream.get("codec_type") for stream in report.get("streams", [])}
     return report, {index: span.track(kinds.get(index) == "video") for index, span in spans.items() if span.packets}
 
