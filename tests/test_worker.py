@@ -241,6 +241,22 @@ def test_a_worker_without_ffmpeg_ends_and_keeps_no_job(redis: services.Redis, sh
         assert plain.llen(queue.message("", 5).list_key) == 1
 
 
+def test_a_worker_that_learns_late_that_it_cannot_work_takes_no_job_twice(
+    redis: services.Redis, short: Path, tmp_path: Path
+) -> None:
+    slow = tmp_path / "ffmpeg"
+    slow.write_text("#!/bin/sh\nsleep 3\nexit 1\n")
+    slow.chmod(0o755)
+    client = Client(redis.url)
+    job_id = client.submit(JobSpec(source=str(short), target=str(tmp_path / "out.mp4")))
+    ended = started_alone(redis, TRANSCODER_MEDIA_ROOTS="/", TRANSCODER_FFMPEG=str(slow))
+    assert ended.returncode == 10, ended.stderr
+    status = client.status(job_id)
+    assert (status.state, status.attempts) == ("queued", 1)
+    with redis_py.Redis.from_url(redis.url) as plain:
+        assert plain.llen(queue.message("", 5).list_key) == 1
+
+
 def test_a_worker_whose_port_is_taken_says_which(redis: services.Redis) -> None:
     port = str(redis.port)
     ended = started_alone(redis, TRANSCODER_MEDIA_ROOTS="/", TRANSCODER_METRICS_PORT=port)

@@ -235,10 +235,10 @@ class Ledger:
             case _:
                 return None
 
-    def beat(self, owner: str, reports: Sequence[Report]) -> dict[str, str]:
-        """Say that `owner` lives and how its jobs are. Gives those that must stop, with 'cancelled' or 'lost'."""
-        _, *answer = self._change("beat", owner=owner, jobs=[_told(report) for report in reports])
-        return dict(zip(answer[::2], answer[1::2], strict=True))
+    def beat(self, owner: str, reports: Sequence[Report]) -> list[str]:
+        """Say that `owner` lives and how its jobs are. Gives for each report 'go on', or 'cancelled' or 'lost'."""
+        _, *verdicts = self._change("beat", owner=owner, jobs=[_told(report) for report in reports])
+        return verdicts
 
     def leave(self, owner: str) -> None:
         """`owner` works no longer."""

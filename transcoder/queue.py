@@ -103,8 +103,8 @@ def consume(
 ) -> int:
     """Call `run` with the id of every job that comes, in as many threads as `concurrency` says, until a signal.
 
-    `ready` is called when the first message may come, and again after each reconnect. Gives the exit code: SIGTERM
-    and SIGINT let the running jobs end and give 0.
+    `ready` is called when the first message may come. Gives the exit code: SIGTERM and SIGINT let the running jobs
+    end and give 0.
     """
     from celery import signals
     from celery.exceptions import SecurityWarning

@@ -252,7 +252,7 @@ class Heart:
     def __init__(self, ledger: Ledger, owner: str) -> None:
         self.owner = owner
         self._ledger = ledger
-        self._held: dict[str, Held] = {}
+        self._held: set[Held] = set()
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._consuming = False
@@ -287,12 +287,12 @@ class Heart:
     @contextmanager
     def watching(self, held: Held) -> Iterator[None]:
         """Tell about this job, too."""
-        self._held[held.job_id] = held
+        self._held.add(held)
         self._awake.set()
         try:
             yield
         finally:
-            del self._held[held.job_id]
+            self._held.discard(held)
 
     def _live(self) -> None:
         while not self._ended.is_set():
@@ -302,7 +302,7 @@ class Heart:
             self._awake.clear()
 
     def _beat(self) -> None:
-        told = [(held, held.report()) for held in list(self._held.values())]
+        told = [(held, held.report()) for held in self._held.copy()]
         try:
             verdicts = self._ledger.beat(self.owner, [report for _, report in told])
         except BrokerUnavailable as away:
@@ -314,9 +314,9 @@ class Heart:
             log.LOGGER.exception("the heart missed a beat")
             return
         self._answered, self._away = monotonic(), False
-        for held, report in told:
+        for (held, report), verdict in zip(told, verdicts, strict=True):
             held.told(report)
-            if held.job_id in verdicts:
+            if verdict != "go on":
                 held.must_stop()
 
 
