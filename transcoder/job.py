@@ -79,7 +79,7 @@ def transcode(
     planned = plan(spec, source, machine, policy.max_pixels)
     emit(Planned(source, planned.commands, planned.left_out))
 
-    if whole := publish.recover(attempt.job_id, planned.targets, policy):
+    if whole := publish.recover(attempt.job_id, attempt.number, planned.targets, policy):
         return _announce(manifest.published(whole), emit)
     publish.refuse_targets(planned.targets, spec.source, policy, overwrite=spec.overwrite)
     permit.may_write(planned.targets)
