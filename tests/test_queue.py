@@ -23,14 +23,17 @@ VARYING = ("id", "root_id", "correlation_id", "reply_to", "origin", "delivery_ta
 """What differs from message to message, or is for results, which there are none of."""
 
 NAPS = """
-import sys, time
+import os, sys, time
 from transcoder import queue
 
+def begun(what):
+    os.write(1, f"begun {what}\\n".encode())  # in one piece, among threads
+
 def run(job_id):
-    print("begun", job_id, flush=True)
+    begun(job_id)
     time.sleep(float(sys.argv[2]))
 
-sys.exit(queue.consume(sys.argv[1], run, name="naps", concurrency=2, ready=lambda: print("begun ready", flush=True)))
+sys.exit(queue.consume(sys.argv[1], run, name="naps", concurrency=2, ready=lambda: begun("ready")))
 """
 
 
