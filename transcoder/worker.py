@@ -152,7 +152,8 @@ class Worker:
         try:
             equipment = self._equipped.result()
         except Exception as wrong:  # this worker is about to end, see _stop_where_it_failed
-            held.hand_back(claimed.priority, f"the worker cannot work: {str(wrong).splitlines()[0]}")
+            first_line = str(wrong).partition("\n")[0]
+            held.hand_back(claimed.priority, f"the worker cannot work: {first_line}")
             return
         self._transcode(held, claimed, equipment)
 
