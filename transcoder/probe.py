@@ -123,13 +123,18 @@ def watched(words: Sequence[str], limit: float, path: str) -> Iterator[subproces
             f"{words[0]} cannot be started: {error.strerror}",
             "Install ffmpeg (5.1 or newer), or point TRANSCODER_FFPROBE at ffprobe.",
         ) from None
-    timer = threading.Timer(limit, _kill, (child,))
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _kill(child)
+
+    timer = threading.Timer(limit, expire)
     timer.daemon = True
     timer.start()
     try:
         yield child
     finally:
-        expired = not timer.is_alive()
         timer.cancel()
         _kill(child)
         for pipe in (child.stdout, child.stderr):
@@ -137,7 +142,7 @@ def watched(words: Sequence[str], limit: float, path: str) -> Iterator[subproces
                 pipe.close()
         with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it is slow enough to say so
             child.wait(timeout=_REAP_LIMIT)
-        if expired and child.returncode in (None, -signal.SIGKILL):
+        if expired.is_set() and child.returncode in (None, -signal.SIGKILL):
             raise InputUnreadable(
                 f"ffprobe did not finish with {path!r} within {limit:g} s",
                 "Check the file and its storage; TRANSCODER_PROBE_LIMIT sets the limit.",
@@ -226,6 +231,6 @@ def _with_hdr(path: str, found: Media, policy: Policy) -> Media:
 
 def first_frame_hdr(path: str, policy: Policy) -> tuple[media.Mastering | None, media.LightLevel | None]:
     """Mastering display and light level as the first frame of the first video stream carries them."""
-    entries = ("-select_streams", "v:0", "-read_intervals", "%+#1", "-show_entries", "frame=side_data_list")
+    entries = ("-select_streams", "v:0", "-read_intervals", "%+#1", "-show_frames")
     frames = report(path, policy, entries).get("frames") or [{}]
     return media.read_hdr(frames[0])

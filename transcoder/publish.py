@@ -152,7 +152,7 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
         _write(os.path.join(held.folder, _INTENT), intent)
         _sync(held.folder)
     except OSError as error:
-        raise _unwritable(held.folder, error) from None
+        raise _unwritable(held.targets[0], error) from None
     _carry_out(held.folder, intent, policy)
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 from transcoder import ffmpeg, media
 from transcoder.command import Rung
 from transcoder.errors import InputRefused, InputUnreadable, JobCancelled
-from transcoder.faults import Evidence, Fault, FaultClass, errors_in
+from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.plan import Plan
 from transcoder.policy import Policy
 from transcoder.probe import first_frame_hdr, watched
@@ -53,9 +53,13 @@ def verify(
     """Check every output against its promise, then decode parts of it, or everything.
 
     Raises:
-        Fault: MISMATCH for an output that breaks its promise, INPUT where it is short of what the source promised.
+        Fault: MISMATCH for an output that breaks its promise, INPUT where it is short of what the source promised,
+            OUTPUT where there was no room for it.
         JobCancelled: `cancelled` said so.
     """
+    kind, what = classify(0, finished.stderr)
+    if kind is FaultClass.OUTPUT:  # ffmpeg 5.1 ends with 0 when the disk is full at the trailer
+        raise Fault(kind, what, Evidence(stderr=finished.stderr))
     made = [
         Made(path, rung, look(path, policy, cancelled, hdr=_carries_mastering(rung)))
         for path, rung in zip(paths, planned.rungs, strict=True)
@@ -205,7 +209,9 @@ def _reading(parts: Sequence[Part]) -> list[str]:
 
 
 def _discarding(parts: int) -> list[str]:
-    return [word for part in range(parts) for word in ("-map", f"{part}:v:0?", "-map", f"{part}:a?", "-f", "null", "-")]
+    # in ticks of 1/rate two pictures of a variable rate can fall on one, which the null muxer takes for damage
+    null = ("-fps_mode:v", "passthrough", "-enc_time_base:v", "1:1000000", "-f", "null", "-")
+    return [word for part in range(parts) for word in ("-map", f"{part}:v:0?", "-map", f"{part}:a?", *null)]
 
 
 def windows(fact: Facts, seed: str) -> tuple[Window, ...]:
