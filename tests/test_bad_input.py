@@ -207,7 +207,12 @@ def test_a_picture_is_not_a_video(place: Place, name: str) -> None:
 def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(place: Place, size: str) -> None:
     source = place.inside / "huge.mkv"
     ffmpeg("-f", "lavfi", "-i", f"color=black:s={size}:r=1:d=1,format=monob", "-c:v", "png", source)
+    words = place.inside / "words"
+    place.policy = replace(
+        place.policy, ffprobe=program(place.inside, "ffprobe", f'echo "$*" >> {words}; exec ffprobe "$@"')
+    )
     error = place.refuses(place.spec(source), InputRefused)
+    assert f"-max_pixels {place.policy.max_pixels} " in words.read_text()
     assert size in error.what
     assert "TRANSCODER_MAX_PIXELS" in error.next_step
 
@@ -612,6 +617,11 @@ WRONG = {
     "text": ('echo hello > "$last"', NoRouteWorked),
     "half of the file": (
         'real "$@"; code=$?; [ -f "$last" ] && truncate -s $(($(stat -c %s "$last") * 6 / 10)) "$last"; exit $code',
+        NoRouteWorked,
+    ),
+    "damaged pictures": (
+        'real "$@"; code=$?; [ -f "$last" ] && tr "\\0" "\\377" < /dev/zero | head -c 900 | '
+        'dd of="$last" bs=1 seek=$(($(stat -c %s "$last") / 2)) conv=notrunc status=none; exit $code',
         NoRouteWorked,
     ),
     "another size": (
