@@ -111,8 +111,8 @@ _TABLE: tuple[tuple[FaultClass, str], ...] = (
 _PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _TABLE)
 _CODES = {228: FaultClass.OUTPUT, 244: FaultClass.TRANSIENT, 183: FaultClass.INPUT, 254: FaultClass.INPUT}
 _NOISE = re.compile(
-    r"Conversion failed!|Error while opening encoder - maybe incorrect|Nothing was written into output|"
-    r"Error opening output files?:|Exiting with exit code"
+    r"Conversion failed!|Error while opening encoder|Error initializing output stream|Nothing was written into output|"
+    r"Error opening output files?:|Exiting with exit code|deinit called without sending EOS"
 )
 _LEVEL = re.compile(r"\[(?:error|fatal|panic)\] ?")
 

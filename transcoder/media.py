@@ -54,7 +54,10 @@ class LightLevel:
 
 @dataclass(frozen=True, slots=True)
 class VideoStream:
-    """One video stream. `width` x `height` are as stored, before `rotation` (degrees clockwise) and `sar`."""
+    """One video stream. `width` x `height` are as stored, before `rotation` (degrees clockwise) and `sar`.
+
+    `tick` is the unit of its time stamps in seconds.
+    """
 
     index: int
     codec: str
@@ -65,6 +68,7 @@ class VideoStream:
     sar: Fraction = Fraction(1)
     rate: Fraction | None = None
     base_rate: Fraction | None = None
+    tick: Fraction | None = None
     frames: int | None = None
     duration: float | None = None
     start: float = 0.0
@@ -210,6 +214,7 @@ def _video(stream: Json) -> VideoStream:
         sar=_aspect(stream.get("sample_aspect_ratio")),
         rate=_rate(stream.get("avg_frame_rate")),
         base_rate=_rate(stream.get("r_frame_rate")),
+        tick=_tick(stream.get("time_base")),
         frames=_count(stream.get("nb_frames")),
         duration=_duration(stream),
         start=_seconds(stream.get("start_time")) or 0.0,
@@ -346,6 +351,11 @@ def _count(value: object) -> int | None:
 def _rate(value: object) -> Fraction | None:
     ratio = _ratio(value, "/")
     return ratio if ratio and 0 < ratio <= 100_000 else None
+
+
+def _tick(value: object) -> Fraction | None:
+    ratio = _ratio(value, "/")
+    return ratio if ratio and 0 < ratio <= 1 else None
 
 
 def _aspect(value: object) -> Fraction:

@@ -158,19 +158,28 @@ def _key_frames(encoder: str, video: Video, picture: Picture, source: VideoStrea
 
 
 def _timing(picture: Picture, source: VideoStream) -> Options:
-    """Every frame keeps its own time; with a variable rate in the source's own time base, not in 1/rate."""
+    """Every frame keeps its own time; with a variable rate in the source's own ticks, not in those of 1/rate."""
+    tick = source.tick or Fraction(1, 90_000)
     variable = source.variable_rate and not picture.fps
-    return (("fps_mode:v", "vfr"), *((("enc_time_base:v", "-1"),) if variable else ()))
+    return (
+        ("fps_mode:v", "vfr"),
+        *((("enc_time_base:v", f"{tick.numerator}:{tick.denominator}"),) if variable else ()),
+    )
 
 
 def _colour(picture: Picture) -> Options:
+    transfer = picture.colour.transfer or ""
     tags = {
         "color_primaries:v": picture.colour.primaries,
-        "color_trc:v": picture.colour.transfer,
+        "color_trc:v": _TRANSFER_OPTIONS.get(transfer, transfer),
         "colorspace:v": picture.colour.matrix,
         "color_range:v": picture.colour.range,
     }
     return tuple((name, value) for name, value in tags.items() if value)
+
+
+_TRANSFER_OPTIONS = {"bt470m": "gamma22", "bt470bg": "gamma28"}
+"""Where the option has another word for a transfer than ffprobe."""
 
 
 def _parameters(encoder: str, rate: Rate, picture: Picture, threads: int) -> tuple[str, str] | None:
