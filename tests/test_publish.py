@@ -22,7 +22,7 @@ import pytest
 
 from tests.conftest import MakeClip
 from tests.local import Place, Yes, children, everything_below
-from transcoder import publish
+from transcoder import publish, scratch
 from transcoder.errors import PathRefused, SpecError, TargetExists, TargetUnwritable, TranscoderError
 from transcoder.events import Event
 from transcoder.policy import Policy
@@ -67,12 +67,12 @@ class Ladder:
         for target in self.targets:
             Path(target).write_text(self.old(target))
 
-    def make(self, held: publish.Scratch) -> None:
+    def make(self, held: scratch.Scratch) -> None:
         for path, target in zip(held.paths, self.targets, strict=True):
             Path(path).write_text(self.new(target))
 
     def publish(self, attempt: int = 1) -> None:
-        with publish.scratch("job", attempt, self.targets, ("mp4",) * 3) as held:
+        with scratch.scratch("job", attempt, self.targets, ("mp4",) * 3) as held:
             self.make(held)
             publish.put(held, self.promise(attempt), self.policy, overwrite=self.overwrite)
 
@@ -234,7 +234,7 @@ def test_an_owner_that_cannot_be_given_is_named(tmp_path: Path, monkeypatch: pyt
 
 def test_the_scratch_folder_lies_beside_the_target_under_the_name_of_job_and_attempt(tmp_path: Path) -> None:
     ladder = Ladder(tmp_path)
-    with publish.scratch("job", 7, ladder.targets, ("mp4", "mp4", "m4a")) as held:
+    with scratch.scratch("job", 7, ladder.targets, ("mp4", "mp4", "m4a")) as held:
         assert held.folder == str(ladder.out / ".transcoder-job-7")
         assert [os.path.basename(path) for path in held.paths] == ["0.mp4", "1.mp4", "2.m4a"]
         assert stat.S_IMODE(os.stat(held.folder).st_mode) == 0o700
@@ -392,7 +392,7 @@ def test_an_error_of_any_kind_leaves_no_scratch(tmp_path: Path) -> None:
     ladder = Ladder(tmp_path)
 
     def interrupt() -> None:
-        with publish.scratch("job", 1, ladder.targets, ("mp4",) * 3) as held:
+        with scratch.scratch("job", 1, ladder.targets, ("mp4",) * 3) as held:
             ladder.make(held)
             raise KeyboardInterrupt
 
@@ -676,7 +676,7 @@ def test_of_many_that_rename_to_one_name_exactly_one_wins(tmp_path: Path) -> Non
 
 def test_a_living_attempt_is_not_disturbed_by_its_own_number(tmp_path: Path) -> None:
     ladder = Ladder(tmp_path)
-    with publish.scratch("job", 2, ladder.targets, ("mp4",) * 3) as held:
+    with scratch.scratch("job", 2, ladder.targets, ("mp4",) * 3) as held:
         ladder.make(held)
         for attempt in (1, 2):
             with pytest.raises(TargetExists, match="another process is at work on this job"):
@@ -687,7 +687,7 @@ def test_a_living_attempt_is_not_disturbed_by_its_own_number(tmp_path: Path) -> 
 
 def test_an_attempt_that_lost_the_job_can_publish_nothing_any_more(tmp_path: Path) -> None:
     ladder = Ladder(tmp_path)
-    with publish.scratch("job", 1, ladder.targets, ("mp4",) * 3) as zombie:
+    with scratch.scratch("job", 1, ladder.targets, ("mp4",) * 3) as zombie:
         ladder.make(zombie)
         assert ladder.recover(2) is None
         with pytest.raises((TargetUnwritable, TargetExists)):
@@ -718,9 +718,9 @@ def test_an_attempt_that_loses_the_job_amid_its_renames_undoes_nothing(
 def test_a_folder_that_somebody_else_keeps_locked_is_used_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "_PATIENCE", 0.1)
+    monkeypatch.setattr(scratch, "_PATIENCE", 0.1)
     ladder = Ladder(tmp_path)
-    with publish._one_at_a_time(str(ladder.out)):
+    with scratch._one_at_a_time(str(ladder.out)):
         began = time.monotonic()
         ladder.publish()
         assert time.monotonic() - began < 5

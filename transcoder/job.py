@@ -32,8 +32,9 @@ from transcoder.media import Media
 from transcoder.plan import Plan, plan
 from transcoder.policy import Policy
 from transcoder.probe import Fingerprint, fingerprint, probe
-from transcoder.publish import Scratch
+from transcoder.scratch import Scratch, scratch
 from transcoder.spec import JobSpec
+from transcoder.targets import refuse_targets
 from transcoder.verify import Verified, verify
 
 STDERR_KEPT = 60
@@ -81,12 +82,12 @@ def transcode(
 
     if whole := publish.recover(attempt.job_id, attempt.number, planned.targets, policy):
         return _announce(manifest.published(whole), emit)
-    publish.refuse_targets(planned.targets, spec.source, policy, overwrite=spec.overwrite)
+    refuse_targets(planned.targets, spec.source, policy, overwrite=spec.overwrite)
     permit.may_write(planned.targets)
     clock.lap("probe")
 
     tried: list[Tried] = []
-    with publish.scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
+    with scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
         for command in planned.commands:
             emit(Started(command.route))
             try:

@@ -1,106 +1,34 @@
 """From scratch to final names: fsync, rename, and the manifest last. Until the manifest stands nothing is promised.
 
-A scratch folder lies in the folder of the first target, so that a rename never crosses file systems. Its lock file
-says which targets it is for, and is locked while its owner lives. Once every output is verified an intent is written
-into it; whoever finds a folder with an intent completes it, or takes it back, and one without is removed.
+Once every output is verified an intent is written into the scratch folder; whoever finds a folder with an intent
+completes it, or takes it back, and one without is removed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import re
-import shutil
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from time import monotonic, sleep
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 from transcoder.errors import JobCancelled, TargetExists, TargetUnwritable
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
+from transcoder.scratch import Scratch, abandoned
+from transcoder.targets import crosses, unwritable
 
 _log = logging.getLogger(__name__)
 _INTENT = "intent.json"
-_LOCK = "lock"
 _BEFORE = ".before"
-_LONGEST_NAME = 255
-_PATIENCE = 10.0
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
 Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """A folder of this attempt's own; `paths` are where ffmpeg writes, one for each target."""
-
-    folder: str
-    paths: tuple[str, ...]
-    targets: tuple[str, ...]
-
-
-def refuse_targets(targets: Sequence[str], source: str, policy: Policy, *, overwrite: bool) -> None:
-    """Check every target before any work is done.
-
-    Raises:
-        PathRefused: outside the media roots.
-        TargetExists: it exists and may not be replaced, or is the source.
-        TargetUnwritable: its folder is missing or read-only, its name too long, or the folders span file systems.
-    """
-    for target in targets:
-        refuse_leading_out(target, policy.roots)
-        _refuse_folder(os.path.dirname(target), "the target's folder")
-        _refuse_name(target)
-        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
-            raise TargetExists(f"the target {target!r} is the source itself", "Name another target.")
-        if os.path.isdir(target):
-            raise TargetUnwritable(f"the target {target!r} is a folder", "Name a file in it.")
-        if os.path.lexists(target) and not overwrite:
-            raise TargetExists(f"the target {target!r} exists", "Name another target, or allow --overwrite.")
-    if policy.manifest_folder:
-        _refuse_folder(policy.manifest_folder, "the folder of manifests")
-    if len({os.stat(os.path.dirname(target)).st_dev for target in targets}) > 1:
-        raise _crosses(targets[0], targets[-1])
-
-
-@contextmanager
-def scratch(job_id: str, attempt: int, targets: Sequence[str], extensions: Sequence[str]) -> Iterator[Scratch]:
-    """A scratch folder for one attempt, gone afterwards whatever happens.
-
-    Raises:
-        TargetExists: another process is at work on this very job, or on one of these targets.
-        TargetUnwritable: it cannot be made.
-    """
-    around = os.path.dirname(targets[0])
-    folder = os.path.join(around, f".transcoder-{job_id}-{attempt}")
-    with _one_at_a_time(around):
-        _refuse_claimed(around, targets)
-        try:
-            os.mkdir(folder, 0o700)
-        except FileExistsError:
-            raise _busy(job_id) from None
-        except OSError as error:
-            raise _unwritable(around, error) from None
-        try:
-            lock = _claim(folder, targets)
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise _unwritable(folder, error) from None
-    try:
-        paths = tuple(os.path.join(folder, f"{number}.{ending}") for number, ending in enumerate(extensions))
-        yield Scratch(folder, paths, tuple(targets))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
 
 
 def recover(job_id: str, attempt: int, targets: Sequence[str], policy: Policy) -> Json | None:
@@ -115,21 +43,10 @@ def recover(job_id: str, attempt: int, targets: Sequence[str], policy: Policy) -
     """
     for target in targets:
         refuse_leading_out(target, policy.roots)
-    around = os.path.dirname(targets[0])
     manifest = None
-    with _one_at_a_time(around):
-        for folder, number in _left(around, job_id):
-            lock = _lock_or_none(folder)
-            if lock is None and number >= attempt:
-                raise _busy(job_id)
-            # an owner that lives has lost the job: without the folder it can publish nothing any more
-            ours = _taken_away(folder, attempt) if lock is None else folder
-            try:
-                manifest = _complete(ours, policy) or manifest
-            finally:
-                shutil.rmtree(ours, ignore_errors=True)
-                if lock is not None:
-                    os.close(lock)
+    with closing(abandoned(job_id, attempt, os.path.dirname(targets[0]))) as folders:
+        for folder in folders:
+            manifest = _complete(folder, targets, policy) or manifest
     return manifest or _standing(job_id, attempt, targets, policy)
 
 
@@ -152,7 +69,7 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
         _write(os.path.join(held.folder, _INTENT), intent)
         _sync(held.folder)
     except OSError as error:
-        raise _unwritable(held.targets[0], error) from None
+        raise unwritable(held.targets[0], error) from None
     _carry_out(held.folder, intent, policy)
 
 
@@ -232,14 +149,17 @@ def _take_back(folder: str, intent: Json) -> None:
                     os.unlink(target)
 
 
-def _complete(folder: str, policy: Policy) -> Json | None:
-    """Carry out the intent of an interrupted attempt; None where there is none, or its files are gone."""
+def _complete(folder: str, targets: Sequence[str], policy: Policy) -> Json | None:
+    """Carry out the intent of an interrupted attempt; None where there is none of ours, or its files are gone."""
     try:
         with open(os.path.join(folder, _INTENT), encoding="utf-8") as file:
             intent = json.load(file)
     except (OSError, ValueError):
         return None
     moves = intent["moves"]
+    # nobody else's word moves a file: only the outputs of this job, to the targets of this job
+    if [target for _, target, _ in moves] != list(targets) or any("/" in name for name, _, _ in moves):
+        return None
     if not all(os.path.lexists(os.path.join(folder, name)) or _moved(target, inode) for name, target, inode in moves):
         _take_back(folder, intent)
         return None
@@ -258,22 +178,6 @@ def _standing(job_id: str, attempt: int, targets: Sequence[str], policy: Policy)
         return content if content["job"] == job_id and content["attempt"] < attempt and made == sizes else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _left(around: str, job_id: str) -> list[tuple[str, int]]:
-    """The scratch folders of a job with the numbers of their attempts; those taken away carry the taker's behind."""
-    pattern = re.compile(rf"\.transcoder-{re.escape(job_id)}-(\d+)(?:~\d+)?")
-    with suppress(OSError):
-        found = ((name, pattern.fullmatch(name)) for name in sorted(os.listdir(around)))
-        return [(os.path.join(around, name), int(match[1])) for name, match in found if match]
-    return []
-
-
-def _taken_away(folder: str, attempt: int) -> str:
-    taken = f"{folder}~{attempt}"
-    with suppress(FileNotFoundError):  # its owner has just removed it
-        os.rename(folder, taken)
-    return taken
 
 
 def _rename(made: str, target: str, *, overwrite: bool) -> None:
@@ -344,136 +248,10 @@ def _sync(path: str) -> None:
         os.close(handle)
 
 
-@contextmanager
-def _one_at_a_time(folder: str) -> Iterator[None]:
-    """Only one process at a time sets up or clears away scratch in a folder.
-
-    Where the folder cannot be locked (NFS), or stays locked by somebody else, it is done without.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # missing or unreadable: said better by what comes next
-        yield
-        return
-    try:
-        deadline = monotonic() + _PATIENCE
-        while not _locked(handle) and monotonic() < deadline:
-            sleep(0.01)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _locked(handle: int) -> bool:
-    """Take the lock if it is free; True as well where the file system has no locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        _log.warning("this file system cannot lock: %s", error.strerror)
-    return True
-
-
-def _claim(folder: str, targets: Sequence[str]) -> int:
-    """The lock of a new scratch folder, taken, with the targets in it."""
-    handle = os.open(os.path.join(folder, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        _locked(handle)
-        os.write(handle, json.dumps(list(targets)).encode())
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _refuse_claimed(around: str, targets: Sequence[str]) -> None:
-    """No living attempt at any job has a scratch folder here for one of the targets.
-
-    Raises:
-        TargetExists: one has.
-    """
-    for name in os.listdir(around) if os.access(around, os.R_OK) else ():
-        if not name.startswith(".transcoder-"):
-            continue
-        try:
-            handle = os.open(os.path.join(around, name, _LOCK), os.O_RDWR)
-        except OSError:
-            continue
-        with os.fdopen(handle, "rb") as claim:
-            if _locked(handle):
-                continue
-            try:
-                claimed = json.load(claim)
-            except ValueError:
-                continue
-        if taken := set(targets).intersection(claimed):
-            raise TargetExists(
-                f"another process is writing the target {min(taken)!r}", "Wait for it, or name another target."
-            )
-
-
-def _lock_or_none(folder: str) -> int | None:
-    """The lock of a scratch folder whose owner is gone; None while the owner lives."""
-    try:
-        handle = os.open(os.path.join(folder, _LOCK), os.O_RDWR)
-    except FileNotFoundError:  # interrupted before it was locked, or while it was removed
-        return os.open(os.devnull, os.O_RDONLY)
-    except OSError as error:
-        raise _unwritable(folder, error) from None
-    if _locked(handle):
-        return handle
-    os.close(handle)
-    return None
-
-
-def _refuse_folder(folder: str, what: str) -> None:
-    try:
-        state = os.stat(folder)
-    except OSError as error:
-        raise TargetUnwritable(
-            f"{what} {folder!r} cannot be used: {error.strerror}", "Make the folder first."
-        ) from None
-    if not stat.S_ISDIR(state.st_mode):
-        raise TargetUnwritable(f"{what} {folder!r} is not a folder", "Name a folder.")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise TargetUnwritable(
-            f"{what} {folder!r} cannot be read and written by user {os.geteuid()}",
-            "Give this user permission, or mount the volume read-write.",
-        )
-
-
-def _refuse_name(target: str) -> None:
-    if not os.path.basename(target):
-        raise TargetUnwritable(f"the target {target!r} names a folder", "Name a file in it.")
-    if len(os.fsencode(os.path.basename(target))) > _LONGEST_NAME:
-        raise TargetUnwritable(
-            f"the target's name is longer than {_LONGEST_NAME} bytes: {os.path.basename(target)[:40]!r}…",
-            "Choose a shorter name.",
-        )
-
-
-def _busy(job_id: str) -> TargetExists:
-    return TargetExists(
-        f"another process is at work on this job ({job_id})", "Wait for it, or stop it; then run it again."
-    )
-
-
-def _crosses(one: str, other: str) -> TargetUnwritable:
-    return TargetUnwritable(
-        f"{one!r} and {other!r} lie on different file systems, between which no file can be renamed in one step",
-        "Put all outputs of a job on one file system.",
-    )
-
-
 def _refused(folder: str, target: str, error: OSError | TargetUnwritable) -> TargetExists | TargetUnwritable:
     """What to say of a rename that failed."""
     if isinstance(error, TargetUnwritable):
         return error
     if isinstance(error, FileExistsError):
         return TargetExists(f"the target {target!r} came into being meanwhile", "Name another target.")
-    return _crosses(folder, target) if error.errno == errno.EXDEV else _unwritable(target, error)
-
-
-def _unwritable(path: str, error: OSError) -> TargetUnwritable:
-    return TargetUnwritable(f"{path!r} cannot be written: {error.strerror}", "Check space and permissions there.")
+    return crosses(folder, target) if error.errno == errno.EXDEV else unwritable(target, error)

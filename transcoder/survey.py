@@ -67,7 +67,10 @@ def _try_all(program: str) -> Known:
 
 
 def _build(program: str) -> Build:
-    version = _said(program, "-version").split("\n", 1)[0].removeprefix("ffmpeg version ").split(" ")[0]
+    first = _said(program, "-version").split("\n", 1)[0]
+    if not first.startswith("ffmpeg version "):
+        raise FfmpegMissing(f"{program} is not ffmpeg: it says {first[:80]!r}", "Point TRANSCODER_FFMPEG at ffmpeg.")
+    version = first.removeprefix("ffmpeg version ").split(" ")[0]
     found = re.match(r"n?(\d+)\.(\d+)", version)
     # a version without numbers is a build of the development branch, newer than any release
     numbers = (int(found[1]), int(found[2])) if found else ()
