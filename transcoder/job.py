@@ -32,6 +32,7 @@ from transcoder.media import Media
 from transcoder.plan import Plan, plan
 from transcoder.policy import Policy
 from transcoder.probe import Fingerprint, fingerprint, probe
+from transcoder.progress import Progress
 from transcoder.scratch import Scratch, scratch
 from transcoder.spec import JobSpec
 from transcoder.targets import refuse_targets
@@ -157,12 +158,14 @@ def refuse_changed(source: str, before: Fingerprint, policy: Policy) -> None:
 def _encode(
     command: Command, held: Scratch, source: Media, policy: Policy, emit: Emit, permit: Permit
 ) -> ffmpeg.Finished:
-    """Run ffmpeg to its end."""
+    """Run ffmpeg to its end, which is 100 % whatever the header said of the duration."""
+    last = Progress()
     for step in ffmpeg.run(command.argv(policy.ffmpeg, held.paths), policy, permit.cancelled):
         if isinstance(step, ffmpeg.Finished):
+            emit(Advanced(command.route, last, 1.0, 0.0))
             return step
-        fraction, eta = step.fraction(source.duration), step.eta(source.duration)
-        emit(Advanced(command.route, step, fraction, eta))
+        last = step
+        emit(Advanced(command.route, step, step.fraction(source.duration), step.eta(source.duration)))
     raise AssertionError("a run ends with Finished or raises")
 
 
