@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks.overhead", description="Measure what we add to ffmpeg and Celery.")
     parser.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="three minutes instead of fifteen, with wider intervals")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, wider intervals")
     parser.add_argument("--seed", type=int, help="of the orders and the resampling (default: by the clock)")
     parser.add_argument("--folder", help="where jobs work and publish (default: the folder for temporary files)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON and the Markdown go")
