@@ -6,6 +6,7 @@ What goes in is good here; tests/test_bad_input.py has the rest.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 from tests.conftest import MakeClip
 from tests.local import Yes
 from transcoder import job
-from transcoder.errors import InputRefused, InputUnreadable, SpecError, TranscoderError
+from transcoder.errors import FfmpegMissing, InputRefused, InputUnreadable, SpecError, TranscoderError
 from transcoder.events import Advanced, Event, Planned, Probing, Published, Publishing, Started, Verifying
 from transcoder.machine import Machine
 from transcoder.manifest import Attempt
@@ -131,13 +132,26 @@ class Seen:
     def end(self, stream: str) -> float:
         return max(float(one["pts_time"]) + float(one.get("duration_time", 0)) for one in self.packets(stream))
 
-    def mean(self, pix_fmt: str = "yuv444p", crop: str = "iw:ih:0:0") -> tuple[float, ...]:
-        """The mean sample of each plane in the first picture, as stored: no matrix or range is applied."""
-        command = ["ffmpeg", "-v", "error", "-i", str(self.path), "-frames:v", "1"]
-        command += ["-vf", f"crop={crop}", "-pix_fmt", pix_fmt, "-f", "rawvideo", "-"]
+    def mean(self, box: tuple[int, int, int, int] | None = None) -> tuple[float, ...]:
+        """The mean sample of Y', Cb and Cr in the first picture, in a box of (left, top, width, height).
+
+        As stored, in 8 bits and 4:2:0: no matrix or range is applied.
+        """
+        command = ["ffmpeg", "-v", "error", "-i", str(self.path), "-frames:v", "1", "-f", "rawvideo", "-"]
         data = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
-        plane = len(data) // 3
-        return tuple(sum(data[number * plane : (number + 1) * plane]) / plane for number in range(3))
+        across, down = self.size
+        assert len(data) == across * down * 3 // 2
+        left, top, width, height = box or (0, 0, across, down)
+        means, start = [], 0
+        for step in (1, 2, 2):
+            line = across // step
+            rows = range(top // step, (top + height) // step)
+            samples = [
+                data[start + row * line + left // step : start + row * line + (left + width) // step] for row in rows
+            ]
+            means.append(sum(map(sum, samples)) / sum(map(len, samples)))
+            start += line * (down // step)
+        return tuple(means)
 
     def likeness(self, reference: Path, filters: str = "null") -> float:
         """The mean SSIM beside a reference that goes through some filters."""
@@ -202,9 +216,8 @@ VARIABLE = {
 }
 
 
-@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize(("kind", "container"), [("jitter", "mp4"), ("jitter", "mkv"), ("gaps", "mp4")])
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("kind", VARIABLE)
 def test_a_variable_rate_is_kept_frame_for_frame(
     site: Site, make_clip: MakeClip, kind: str, codec: str, container: str
 ) -> None:
@@ -247,14 +260,14 @@ def skew(seen: Seen) -> float:
     return seen.times("a:0")[0] - seen.times()[0]
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("container", ["ts", "mkv"])
+@pytest.mark.parametrize(("codec", "container"), [(codec, "ts") for codec in CODECS] + [("h264", "mkv")])
 def test_a_source_that_begins_late_begins_at_zero_and_in_step(
-    site: Site, make_clip: MakeClip, container: str, codec: str
+    site: Site, make_clip: MakeClip, codec: str, container: str
 ) -> None:
     clip = make_clip(SMALL, container=container, extra=("-output_ts_offset", "1000.5"))
     made = site.one(clip, container="mkv", video={"codec": codec})
-    assert 0 <= min(made.times()[0], made.times("a:0")[0]) < 0.03
+    # AAC's priming samples lie before zero
+    assert abs(min(made.times()[0], made.times("a:0")[0])) < 0.03
     assert len(made.times()) == 25
     assert skew(made) == pytest.approx(skew(Seen(clip)), abs=0.03)
 
@@ -297,7 +310,7 @@ def test_an_edit_list_is_honoured(site: Site, make_clip: MakeClip) -> None:
 
 
 def test_every_frame_of_an_open_end_is_there(site: Site, make_clip: MakeClip) -> None:
-    for frames in (1, 2, 3):
+    for frames in (1, 2):
         clip = make_clip(f"testsrc2=s=64x64:r=25:d={frames / 25}", audio=False)
         for codec in CODECS:
             made = site.one(clip, container="mkv", video={"codec": codec})
@@ -333,8 +346,7 @@ def turned(clip: Path, degrees: int, to: Path) -> Path:
 TURNS = {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}
 
 
-@pytest.mark.parametrize("degrees", TURNS)
-@pytest.mark.parametrize("box", [{}, {"width": 60, "height": 60}], ids=["as it is", "into a box"])
+@pytest.mark.parametrize(("degrees", "box"), [(90, {}), (180, {}), (270, {}), (90, {"width": 60, "height": 60})])
 def test_a_turned_picture_stands_upright(site: Site, make_clip: MakeClip, degrees: int, box: dict[str, int]) -> None:
     clip = turned(make_clip(SMALL), degrees, site.file("turned.mp4"))
     assert "Display Matrix" in Seen(clip).sides()
@@ -364,7 +376,8 @@ def test_an_anamorphic_picture_keeps_its_shape(site: Site, make_clip: MakeClip, 
     assert fitted.video["sample_aspect_ratio"] == "1:1"
 
 
-COMB = "testsrc2=s=160x120:r=50:d=1,tinterlace=mode=interleave_top,setfield=tff"
+WAVES = "color=s=160x120:r=50:d=1,geq=lum='128+100*sin((X-8*N)/12)':cb=128:cr=128"
+COMB = f"{WAVES},tinterlace=mode=interleave_top,setfield=tff"
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -380,10 +393,9 @@ def test_an_interlaced_picture_is_deinterlaced_frame_for_frame(site: Site, make_
 
 def combing(path: Path) -> int:
     """How many frames look interlaced."""
-    said = ffmpeg("-i", path, "-vf", "setfield=auto,idet", "-f", "null", "-")
-    multi = next(line for line in said.splitlines() if "Multi frame detection" in line)
-    fields = multi.replace(":", ": ").split()
-    return int(fields[fields.index("TFF:") + 1]) + int(fields[fields.index("BFF:") + 1])
+    said = ffmpeg("-i", path, "-vf", "idet", "-f", "null", "-")
+    counts = re.findall(r"Multi frame detection: TFF: *(\d+) BFF: *(\d+)", said)
+    return sum(int(top) + int(bottom) for top, bottom in counts)
 
 
 # Colour
@@ -399,15 +411,22 @@ def video_range(red: int, green: int, blue: int, kr: float = 0.2126, kb: float =
 COLOURS = [(255, 0, 0), (32, 192, 64), (20, 40, 250), (255, 255, 255), (0, 0, 0)]
 
 
-@pytest.mark.parametrize("colour", COLOURS, ids=lambda colour: "#{:02x}{:02x}{:02x}".format(*colour))
+RGB = [
+    *((colour, "rgb24", "png") for colour in COLOURS),
+    *(
+        (COLOURS[1], pix_fmt, vcodec)
+        for pix_fmt, vcodec in (("bgr0", "ffv1"), ("argb", "qtrle"), ("rgb24", "libx264rgb"))
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("pix_fmt", "vcodec"), [("rgb24", "png"), ("gbrp", "ffv1"), ("bgra", "qtrle"), ("gbrp", "libx264rgb")]
+    ("colour", "pix_fmt", "vcodec"), RGB, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_rgb_becomes_video_range_with_the_right_colours(
     site: Site, make_clip: MakeClip, colour: tuple[int, int, int], pix_fmt: str, vcodec: str
 ) -> None:
     hexed = "0x{:02x}{:02x}{:02x}".format(*colour)
-    pix_fmt = {"qtrle": "argb", "libx264rgb": "rgb24", "ffv1": "bgr0"}.get(vcodec, pix_fmt)
     clip = make_clip(
         f"color=c={hexed}:s=64x64:r=25:d=0.2,format={pix_fmt}",
         vcodec=vcodec, pix_fmt=pix_fmt, container="mov" if vcodec == "qtrle" else "mkv", audio=False,
@@ -430,7 +449,7 @@ def test_full_range_becomes_video_range_with_the_same_colours(
         f"color=s=64x64:r=25:d=0.2,format=yuv420p,{paint}", extra=("-color_range", "pc", *named), audio=False
     )
     assert Seen(clip).video["pix_fmt"] == "yuvj420p"
-    assert Seen(clip).mean("yuvj444p") == pytest.approx(samples, abs=2)
+    assert Seen(clip).mean() == pytest.approx(samples, abs=2)
     made = site.one(clip, container="mkv", video={"codec": codec})
     y, cb, cr = samples
     wanted = (16 + y * 219 / 255, 128 + (cb - 128) * 224 / 255, 128 + (cr - 128) * 224 / 255)
@@ -440,17 +459,17 @@ def test_full_range_becomes_video_range_with_the_same_colours(
     assert made.video.get("color_space") == (None if tags is None else "bt709")
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize(("codec", "container"), [(codec, "mp4") for codec in CODECS] + [("vp9", "mkv")])
 def test_colour_tags_and_samples_of_standard_definition_are_kept(
     site: Site, make_clip: MakeClip, codec: str, container: str
 ) -> None:
+    paint = "setparams=color_primaries=bt470bg:color_trc=bt470bg:colorspace=bt470bg:range=tv"
     tags = ("-color_primaries", "bt470bg", "-color_trc", "gamma28", "-colorspace", "bt470bg", "-color_range", "tv")
-    clip = make_clip("smptebars=s=160x90:r=25:d=0.2", extra=tags, audio=False, container="mkv")
-    made = site.one(clip, container=container, video={"codec": codec, "width": 80, "height": 80})
+    clip = make_clip(f"smptebars=s=256x160:r=25:d=0.2,{paint}", extra=tags, audio=False, container="mkv")
+    made = site.one(clip, container=container, video={"codec": codec, "width": 128, "height": 128})
     assert (made.video["color_primaries"], made.video["color_transfer"]) == ("bt470bg", "bt470bg")
     assert made.video["color_space"] == "bt470bg"
-    assert made.mean(crop="8:16:4:4") == pytest.approx(Seen(clip).mean(crop="16:32:8:8"), abs=3)
+    assert made.mean((4, 4, 8, 16)) == pytest.approx(Seen(clip).mean((8, 8, 16, 32)), abs=3)
 
 
 MASTERING = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
@@ -475,6 +494,10 @@ def hlg(make_clip: MakeClip) -> Path:
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
 @pytest.mark.parametrize("codec", ["hevc", "av1", "vp9"])
 def test_hdr10_is_kept_whole(site: Site, hdr10: Path, codec: str, container: str) -> None:
+    if codec == "vp9" and site.machine.build.numbers < (7, 1):
+        with pytest.raises(FfmpegMissing, match="no working encoder for vp9"):
+            site.one(hdr10, container=container, video={"codec": codec})
+        return
     made = site.one(hdr10, container=container, video={"codec": codec})
     assert made.video["pix_fmt"] == "yuv420p10le"
     assert (made.video["color_primaries"], made.video["color_transfer"]) == ("bt2020", "smpte2084")
@@ -551,11 +574,11 @@ def rungs(codec: str, *heights: int, **video: Any) -> list[dict[str, Any]]:
     ]
 
 
-SPRINGY = "testsrc2=s=240x136:r=25:d=3"
+SPRINGY = "testsrc2=s=160x90:r=25:d=3"
 CUTS = f"{SPRINGY},hue=h='360*floor(t/0.7)/5':b='4*mod(floor(t/0.7),2)'"
 LADDERS = {
     "steady": (CUTS, ()),
-    "variable": (JITTER.replace("d=2", "d=3").replace("160x90", "240x136"), VARIABLE["jitter"][1]),
+    "variable": (JITTER.replace("d=2", "d=3"), VARIABLE["jitter"][1]),
     "23.976": (CUTS.replace("r=25", "r=24000/1001"), ()),
 }
 
@@ -566,20 +589,23 @@ def test_the_rungs_of_a_ladder_have_key_frames_at_the_same_times(
     site: Site, make_clip: MakeClip, codec: str, kind: str
 ) -> None:
     lavfi, extra = LADDERS[kind]
-    result = site.run(make_clip(lavfi, extra=extra), *rungs(codec, 136, 90, 64))
+    result = site.run(make_clip(lavfi, extra=extra), *rungs(codec, 90, 80, 64))
     made = [Seen(Path(output.path)) for output in result.outputs]
-    assert [seen.size[1] for seen in made] == [136, 90, 64]
+    assert [seen.size[1] for seen in made] == [90, 80, 64]
     keys = [seen.keys() for seen in made]
     assert keys[0] == keys[1] == keys[2]
     assert len(keys[0]) == 6
-    # the first frame at or after each multiple of the GOP
     times = made[0].times()
-    due = [next(time for time in times if time >= number / 2 - 0.001) for number in range(6)]
-    assert keys[0] == pytest.approx(due, abs=0.045)
+    if codec == "av1" and site.machine.build.numbers < (6,):  # which cannot force SVT-AV1: it counts frames
+        distance = times.index(keys[0][1])
+        due = times[::distance]
+    else:
+        due = [next(time for time in times if time - times[0] >= number / 2 - 0.002) for number in range(6)]
+    assert keys[0] == due
 
 
 def test_a_ladder_is_one_decode(site: Site, make_clip: MakeClip) -> None:
-    site.run(make_clip(SPRINGY), *rungs("h264", 136, 90))
+    site.run(make_clip(SPRINGY), *rungs("h264", 90, 60))
     (planned,) = (event for event in site.events if isinstance(event, Planned))
     assert planned.commands[-1].argv().count("-i") == 1
 
@@ -655,8 +681,7 @@ def test_channels_are_mixed_down_and_never_up(
     assert [stream["channels"] for stream in made.streams("audio")] == [channels]
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 96000])
-@pytest.mark.parametrize("codec", ["aac", "opus"])
+@pytest.mark.parametrize(("rate", "codec"), [(8000, "aac"), (44100, "opus"), (96000, "aac"), (96000, "opus")])
 def test_every_sample_rate_can_be_encoded(site: Site, make_clip: MakeClip, rate: int, codec: str) -> None:
     clip = make_clip(SMALL, audio=f"sine=sample_rate={rate}", container="mkv", extra=("-c:a", "pcm_s16le"))
     made = site.one(clip, container="mkv", audio={"codec": codec})
@@ -700,8 +725,7 @@ def languages(make_clip: MakeClip, site: Site) -> Path:
     return clip
 
 
-@pytest.mark.parametrize("container", ["mp4", "mkv"])
-@pytest.mark.parametrize("codec", ["aac", "opus", "copy"])
+@pytest.mark.parametrize(("codec", "container"), [("aac", "mp4"), ("opus", "mkv"), ("copy", "mp4"), ("copy", "mkv")])
 def test_every_language_comes_along_with_its_name(site: Site, languages: Path, codec: str, container: str) -> None:
     made = site.one(languages, container=container, audio={"codec": codec})
     streams = made.streams("audio")
@@ -791,7 +815,9 @@ def test_subtitles_of_text_come_along(
     ffmpeg("-i", made.path, "-map", "0:s", text)
     assert "Hello, world" in text.read_text()
     assert "Ägypten" in text.read_text()
-    assert "00:00:00,600 --> 00:00:00,900" in text.read_text()
+    # Matroska moves all streams alike when AAC's priming lies before zero
+    first = made.times()[0]
+    assert any(time - first == pytest.approx(0.6, abs=0.025) for time in made.times("s:0"))
 
 
 def test_subtitles_are_dropped_where_that_is_asked(site: Site, texted: Callable[[str], Path]) -> None:
@@ -856,12 +882,10 @@ def test_hevc_in_mp4_bears_the_tag_that_apple_plays(site: Site, hdr10: Path, cod
     ("before", "after"), [("mp4", "mkv"), ("mkv", "mp4"), ("ts", "mp4"), ("ts", "mkv"), ("mov", "mkv")]
 )
 def test_a_remux_is_the_same_bytes(site: Site, make_clip: MakeClip, before: str, after: str) -> None:
-    clip = make_clip("testsrc2=s=160x90:r=25:d=2", container=before)
+    clip = make_clip("testsrc2=s=160x90:r=25:d=1", container=before, extra=("-c:a", "aac"))
     made = site.one(clip, container=after, video={"codec": "copy"}, audio={"codec": "copy"})
     assert decoded(made.path) == decoded(clip)
-    assert made.times() == pytest.approx(
-        [time - Seen(clip).times()[0] + made.times()[0] for time in Seen(clip).times()], abs=0.0011
-    )
+    assert since_first(made.times()) == pytest.approx(since_first(Seen(clip).times()), abs=0.0011)
 
 
 def decoded(path: Path) -> str:
@@ -873,7 +897,7 @@ def decoded(path: Path) -> str:
 
 
 def test_a_remux_that_the_container_cannot_hold_is_refused(site: Site, make_clip: MakeClip) -> None:
-    with pytest.raises(InputRefused, match=r"webm cannot hold the source's video \(h264\)"):
+    with pytest.raises(InputRefused, match=r"webm cannot hold the video of .* \(h264\)"):
         site.one(make_clip(SMALL), container="webm", video={"codec": "copy"}, audio={"codec": "opus"})
 
 

@@ -15,6 +15,9 @@ OPUS_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1",
 MOST_CHANNELS = 8
 """What ffmpeg's AAC encoder and Opus can hold in one stream."""
 
+OPUS_CEILING = 256_000
+"""The most that libopus accepts, in bits per second a channel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sound:
@@ -86,11 +89,12 @@ def _sound(audio: Audio, container: Container, stream: AudioStream) -> Sound:
             )
         return Sound(stream.index, "copy", stream.codec, channels=stream.channels)
     channels = min(audio.channels or MOST_CHANNELS, stream.channels or 2, MOST_CHANNELS)
+    bitrate = audio.bitrate or 64_000 * channels
     return Sound(
         index=stream.index,
         codec=audio.codec,
         result_codec=audio.codec,
-        bitrate=audio.bitrate or 64_000 * channels,
+        bitrate=min(bitrate, OPUS_CEILING * channels) if audio.codec == "opus" else bitrate,
         channels=channels,
         layout=OPUS_LAYOUTS.get(channels) if audio.codec == "opus" else None,
     )

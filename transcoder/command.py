@@ -152,10 +152,12 @@ def _sound_options(sounds: tuple[Sound, ...]) -> Options:
     for number, sound in enumerate(sounds):
         options.append((f"c:a:{number}", encoders[sound.codec]))
         if sound.bitrate:
-            options += [(f"b:a:{number}", str(sound.bitrate)), (f"ac:a:{number}", str(sound.channels))]
+            options.append((f"b:a:{number}", str(sound.bitrate)))
         if sound.layout:
-            # libopus refuses 5.1(side) and other layouts that RFC 7845 has no place for
+            # libopus refuses 5.1(side) and other layouts that RFC 7845 has no place for; -ac would bring them back
             options.append((f"filter:a:{number}", f"aformat=channel_layouts={sound.layout}"))
+        elif sound.codec != "copy":
+            options.append((f"ac:a:{number}", str(sound.channels)))
     return tuple(options)
 
 
