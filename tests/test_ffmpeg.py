@@ -352,7 +352,7 @@ NOISE = {
     "many lines": "yes '[info] noise, noise and once more noise' | head -c 50000000 >&2; echo >&2",
     "long lines": "yes $(head -c 9000 /dev/zero | tr '\\0' x) | head -c 50000000 >&2; echo >&2",
     "one line": "head -c 50000000 /dev/zero | tr '\\0' x >&2; echo >&2",
-    "carriage returns": "yes 'frame=  100 fps= 25 q=28.0 size=    1024kB' | head -c 50000000 | tr '\\n' '\\r' >&2; echo >&2",
+    "carriage returns": "yes 'frame=  100 fps= 25 size=    1024kB' | head -c 50000000 | tr '\\n' '\\r' >&2; echo >&2",
     "empty lines": "yes '' | head -c 50000000 >&2",
     "bytes that are no text": "head -c 50000000 /dev/urandom >&2; echo >&2",
 }

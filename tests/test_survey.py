@@ -11,7 +11,7 @@ import pytest
 
 from tests.local import program
 from transcoder.errors import FfmpegMissing
-from transcoder.machine import SOFTWARE, Ability, Build
+from transcoder.machine import SOFTWARE, Ability
 from transcoder.policy import Policy
 from transcoder.survey import cpus, survey
 
