@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 import pytest
@@ -54,12 +53,6 @@ def test_no_name_becomes_an_option_or_a_pattern(name: str) -> None:
     argv = command.argv("ffmpeg", [f"/scratch/{name}"])
     assert after("-i", argv) == f"file:/in/{name}"
     assert argv[-1] == f"file:/scratch/{name}"
-
-
-@given(names)
-def test_a_pasted_command_is_read_by_the_shell_as_it_is(name: str) -> None:
-    command = only(plan(spec(source=f"/in/{name}", target="/out/made.mp4"), SOURCE, MACHINE).commands)
-    assert tuple(shlex.split(command.paste())) == command.argv()
 
 
 def test_a_pasted_command_writes_to_the_final_path_and_asks_before_it_overwrites() -> None:

@@ -28,7 +28,8 @@ VIDEO: dict[str, Any] = {
     "index": 0, "codec_name": "hevc", "codec_type": "video", "width": 3840, "height": 2160, "pix_fmt": "yuv420p10le",
     "sample_aspect_ratio": "1:1", "field_order": "progressive", "color_range": "tv", "color_space": "bt2020nc",
     "color_transfer": "smpte2084", "color_primaries": "bt2020", "r_frame_rate": "24000/1001",
-    "avg_frame_rate": "24000/1001", "start_time": "0.083000", "duration": "10.010000", "nb_frames": "240", "time_base": "1/24000",
+    "avg_frame_rate": "24000/1001", "start_time": "0.083000", "duration": "10.010000", "nb_frames": "240",
+    "time_base": "1/24000",
     "disposition": {"default": 1, "attached_pic": 0}, "tags": {"language": "eng", "title": "Main"},
     "side_data_list": [MASTERING_SIDE, LIGHT_SIDE],
 }  # fmt: skip

@@ -336,7 +336,7 @@ COUNTS: dict[str, tuple[VideoStream, int | None]] = {
     "the header's count": (VIDEO, 250),
     "a count near the duration": (replace(VIDEO, frames=251), 251),
     "a count with an edit list": (replace(VIDEO, frames=500), 250),
-    "no count": (replace(VIDEO, frames=None), 250),
+    "no count": (replace(VIDEO, frames=None), None),
     "no count and a variable rate": (replace(VIDEO, frames=None, base_rate=Fraction(100)), None),
     "a count and a variable rate": (replace(VIDEO, base_rate=Fraction(100)), 250),
     "a count and no rate": (replace(VIDEO, rate=None), 250),
@@ -400,3 +400,13 @@ def test_a_file_of_a_part_of_it_is_short(media: Media, part: float) -> None:
     stream = media.main_video
     assert stream is not None
     assert any(one.short and one.what.startswith("video ends at") for one in judged(plan, cut, stream.frames))
+
+
+@pytest.mark.parametrize("change", [{"rotation": 90}, {"width": 640}, {"sar": Fraction(4, 3)}], ids=str)
+def test_a_copied_picture_is_shown_as_the_source_is(change: dict[str, Any]) -> None:
+    source = replace(SOURCE, audio=(), video=(replace(VIDEO, **change),))
+    plan = planned(source, {"video": {"codec": "copy"}})
+    assert judged(plan, kept(plan)) == ()
+    facts = kept(plan)
+    (wrong,) = judged(plan, replace(facts, media=replace(facts.media, video=(VIDEO,))))
+    assert not wrong.short

@@ -61,7 +61,8 @@ def test_two_paths_are_a_spec() -> None:
         ({"outputs": []}, "outputs: "),
         ({"outputs": [{"name": "a"}, {"name": "a"}], "target": "/out/{name}.mp4"}, "a name of its own"),
         ({"outputs": [{"name": "a"}, {"name": "b"}]}, "need a target template"),
-        ({"target": "/in/a.mov"}, "the target is not the source itself"),
+        ({"target": "/out/{heigth}.mp4"}, "no placeholder {heigth}"),
+        ({"outputs": [{"audio": {"streams": []}}]}, "outputs.0.audio.streams"),
         ({"source": "in/a.mov"}, "source: a path is absolute"),
         ({"source": "/in/../a.mov"}, "source: a path has no '..'"),
         ({"priority": 10}, "priority: "),
@@ -112,7 +113,7 @@ def test_a_ceiling_that_is_left_out_is_half_as_much_again_and_its_buffer_two_sec
         ("/out/{stem}-{height}.{ext}", 720, "/out/clip-720.mp4"),
         ("/out/{stem}-{height}.{ext}", None, "/out/clip-audio.mp4"),
         ("/out/{name}/{profile}.{ext}", 720, "/out/main/custom.mp4"),
-        ("/out/{unknown}{}.mp4", 720, "/out/{unknown}{}.mp4"),
+        ("/out/{Unknown}{}.mp4", 720, "/out/{Unknown}{}.mp4"),
         ("/out/{height}{height}", 720, "/out/720720"),
     ],
 )
@@ -153,7 +154,7 @@ rates = st.one_of(
     width=st.none() | st.integers(16, 16384),
     gop=st.floats(0.1, 600),
     priority=st.integers(0, 9),
-    streams=st.sampled_from(["all", "first"]) | st.lists(st.integers(0, 255)),
+    streams=st.sampled_from(["all", "first"]) | st.lists(st.integers(0, 255), min_size=1),
     metadata=st.dictionaries(st.text(), st.text(), max_size=3),
 )
 def test_a_spec_comes_back_from_json_unchanged(
@@ -175,3 +176,8 @@ json_values = st.recursive(
 def test_any_json_is_a_spec_or_a_spec_error(data: dict[str, Any]) -> None:
     with suppress(SpecError):
         read({**PATHS, **data})
+
+
+def test_a_spec_made_in_python_is_refused_with_the_same_error() -> None:
+    with pytest.raises(SpecError, match="source: a path is absolute"):
+        JobSpec(source="film.mov", target="/out/film.mp4")

@@ -6,7 +6,6 @@ metadata, container) is said here once.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -114,10 +113,6 @@ class Command:
         ]
         words: list[str] = ffmpeg.merge_outputs(*made).get_args()
         return (ffmpeg_path, "-hide_banner", "-nostdin", *self.global_options, *words)
-
-    def paste(self, ffmpeg_path: str = "ffmpeg") -> str:
-        """The command for a shell, writing to the final paths."""
-        return shlex.join(self.argv(ffmpeg_path))
 
 
 def branch(rung: Rung, media: Media, filters: tuple[Filter, ...], encoder: Options) -> Branch:

@@ -105,9 +105,11 @@ def transcode(
             else:
                 emit(Publishing(command.route))
                 refuse_changed(spec.source, before, policy)
+                outputs = _weighed(planned, good, held, permit)
+                clock.lap("publish")
                 result = Published(
                     route=command.route,
-                    outputs=_weighed(planned, good, held, permit),
+                    outputs=outputs,
                     manifest=publish.manifest_path(attempt.job_id, planned.targets, policy),
                     timings=clock.timings(good.decode),
                     tried=tuple(tried),
@@ -200,5 +202,5 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
             return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)
         case _:
             routes = ", ".join(f"{one.route}: {one.what}" for one in tried)
-            hint = "The evidence holds the command and ffmpeg's last words (`transcoder status ID --json`)."
+            hint = "--json shows the command and ffmpeg's last words, to repeat it by pasting."
             return NoRouteWorked(f"no route gave a verified output of {spec.source!r} ({routes})", hint, evidence)

@@ -222,7 +222,8 @@ function operations.cancel(ask)
   local state = field(ask.id, 'state')
   if state == 'running' then
     if redis.call('HSETNX', job_key(ask.id), 'cancel', at(now)) == 1 then note(ask.id, now, 'cancel asked') end
-    return {'ok', 'running'}
+    -- of a worker that is not heard from nobody will answer; should it come back, it finds that the job is not its own
+    if now - tonumber(field(ask.id, 'heartbeat') or 0) < ALIVE then return {'ok', 'running'} end
   end
   local refusal = move(ask.id, 'cancelled')
   if refusal then return refusal end

@@ -300,12 +300,14 @@ class Ledger:
         self._held(job_id, self._change("post", id=job_id, why=why, **_posted(message)))
 
     def cancel(self, job_id: str) -> str:
-        """Cancel a job: a queued one at once, a running one when its worker hears of it. Gives its state now.
+        """Cancel a job: queued, or with a silent worker, at once; running, when its worker hears of it.
+
+        Gives its state now.
 
         Raises:
             TransitionRefused: it is finished.
         """
-        error = JobCancelled(f"job {job_id} was cancelled before it started").as_record()
+        error = JobCancelled(f"job {job_id} was cancelled").as_record()
         return str(self._held(job_id, self._change("cancel", id=job_id, error=json.dumps(error)))[1])
 
     def record(self, job_id: str) -> Record:
@@ -419,7 +421,7 @@ def _unavailable(url: str, refused: Exception) -> BrokerUnavailable:
     return BrokerUnavailable(f"Redis at {safe(url)} {what.format(refused)}", next_step)
 
 
-_CHECK = "Check that it runs and that TRANSCODER_BROKER_URL names it (docker compose up redis; redis-cli ping)."
+_CHECK = "Check that it runs and that TRANSCODER_BROKER_URL names it (redis-cli ping)."
 _LOGIN = ("refuses this user or password", "Check user and password in TRANSCODER_BROKER_URL.")
 _TROUBLES: Final[Sequence[tuple[type[Exception], tuple[str, str]]]] = (
     (redis.OutOfMemoryError, ("is full and writes nothing more", "Give it more memory (maxmemory).")),

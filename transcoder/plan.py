@@ -68,7 +68,8 @@ def _rungs(spec: JobSpec, source: Media) -> tuple[tuple[Rung, ...], tuple[str, .
     names = {rung.output.name for rung in rungs}
     smaller = [f"{output.name}: larger than the source" for output in spec.outputs if output.name not in names]
     covers = ("the cover picture: outputs hold audio, video and subtitles",) if source.pictures else ()
-    return tuple(rungs), (*smaller, *left_out, *covers)
+    others = tuple(f"video stream {stream.index}: an output holds the first one" for stream in source.video[1:])
+    return tuple(rungs), (*smaller, *left_out, *covers, *others)
 
 
 def _fitting(spec: JobSpec, source: Media) -> tuple[Output, ...]:
@@ -81,12 +82,12 @@ def _fitting(spec: JobSpec, source: Media) -> tuple[Output, ...]:
         for output in spec.outputs
         if output.video is None or output.video.codec == "copy" or picture.decide(output.video, stream)
     )
-    if fitting:
+    if any(output.video for output in fitting) or not any(output.video for output in spec.outputs):
         return fitting
-    videos = [output.video for output in spec.outputs if output.video]
-    stand_in = spec.outputs[picture.smallest(videos)]
+    pictured = [output for output in spec.outputs if output.video]
+    stand_in = pictured[picture.smallest([output.video for output in pictured if output.video])]
     video = stand_in.video and stand_in.video.model_copy(update={"upscale": "never"})
-    return (stand_in.model_copy(update={"video": video}),)
+    return (stand_in.model_copy(update={"video": video}), *fitting)
 
 
 def _rung(spec: JobSpec, output: Output, source: Media) -> Rung:

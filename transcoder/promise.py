@@ -5,6 +5,7 @@ Times in seconds. A file is 'short' when it holds less than the source promises:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -59,13 +60,13 @@ def broken(rung: Rung, source: Media, facts: Facts, decoded: int | None) -> tupl
 def expected_frames(stream: VideoStream, length: float | None) -> int | None:
     """How many frames the source promises for a picture of `length` seconds, None where it does not say.
 
-    The container's count is believed where it agrees with the duration: with an edit list it counts frames that are
-    never shown.
+    The container's count is believed where it agrees with the length: with an edit list it has frames that are never
+    shown. Without a count there is no promise: Matroska, WebM and MPEG-TS tell variable rates as if they were constant.
     """
     by_time = round(length * stream.rate) if length and stream.rate else None
     if stream.frames and (by_time is None or abs(stream.frames - by_time) <= max(2, by_time * TOLERANCE)):
         return stream.frames
-    return None if stream.variable_rate else by_time
+    return by_time if stream.frames and not stream.variable_rate else None
 
 
 def _streams(rung: Rung, made: Media) -> tuple[Broken, ...]:
@@ -93,7 +94,7 @@ def _codec(rung: Rung) -> str:
 def _picture(rung: Rung, made: Media) -> tuple[Broken, ...]:
     picture, stream = rung.picture, made.main_video
     if picture is None or stream is None:
-        return ()
+        return _copied(rung, stream)
     wanted: list[tuple[str, object, object]] = [
         ("size", (stream.width, stream.height), (picture.width, picture.height)),
         ("sample aspect", stream.sar, picture.sar),
@@ -108,10 +109,24 @@ def _picture(rung: Rung, made: Media) -> tuple[Broken, ...]:
     # a stream that does not say its range has video range (H.264 E.2.1)
     wanted.append(("colour range", stream.colour.range or "tv", picture.colour.range or "tv"))
     wanted.append(("mastering display", stream.mastering is not None, picture.mastering is not None))
+    return _unlike(wanted)
+
+
+def _copied(rung: Rung, made: VideoStream | None) -> tuple[Broken, ...]:
+    """A copy is shown as the source was: some muxers drop the rotation (Matroska before ffmpeg 7)."""
+    if rung.source is None or made is None:
+        return ()
+    wanted = (
+        ("size", (made.width, made.height), (rung.source.width, rung.source.height)),
+        ("sample aspect", made.sar, rung.source.sar),
+        ("rotation", made.rotation, rung.source.rotation),
+    )
+    return _unlike(wanted)
+
+
+def _unlike(wanted: Sequence[tuple[str, object, object]]) -> tuple[Broken, ...]:
     return tuple(
-        Broken(f"{name} is {_shown(is_)}, not {_shown(should)}")
-        for name, is_, should in wanted
-        if not _same(is_, should)
+        Broken(f"{name} is {_shown(found)}, not {_shown(due)}") for name, found, due in wanted if not _same(found, due)
     )
 
 

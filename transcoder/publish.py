@@ -19,11 +19,10 @@ from typing import Any
 from transcoder.errors import JobCancelled, TargetExists, TargetUnwritable
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
-from transcoder.scratch import Scratch, abandoned
+from transcoder.scratch import INTENT, Scratch, abandoned
 from transcoder.targets import crosses, unwritable
 
 _log = logging.getLogger(__name__)
-_INTENT = "intent.json"
 _BEFORE = ".before"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -66,7 +65,7 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
             for made, target in zip(held.paths, held.targets, strict=True)
         ]
         intent = {"moves": moves, "overwrite": overwrite, "content": manifest}
-        _write(os.path.join(held.folder, _INTENT), intent)
+        _write(os.path.join(held.folder, INTENT), intent)
         _sync(held.folder)
     except OSError as error:
         raise unwritable(held.targets[0], error) from None
@@ -86,7 +85,7 @@ def sha256(path: str, cancelled: Callable[[], bool]) -> str:
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(1 << 18):
             digest.update(block)
             if cancelled():
                 raise JobCancelled(
@@ -114,7 +113,7 @@ def _carry_out(folder: str, intent: Json, policy: Policy) -> None:
             _sync(place)
         os.replace(draft, path)
     except (OSError, TargetUnwritable) as error:
-        if not os.path.exists(os.path.join(folder, _INTENT)):
+        if not os.path.exists(os.path.join(folder, INTENT)):
             raise TargetExists(
                 f"another process took over while {target!r} was published",
                 "Look at the job's record; it goes on there.",
@@ -152,7 +151,7 @@ def _take_back(folder: str, intent: Json) -> None:
 def _complete(folder: str, targets: Sequence[str], policy: Policy) -> Json | None:
     """Carry out the intent of an interrupted attempt; None where there is none of ours, or its files are gone."""
     try:
-        with open(os.path.join(folder, _INTENT), encoding="utf-8") as file:
+        with open(os.path.join(folder, INTENT), encoding="utf-8") as file:
             intent = json.load(file)
     except (OSError, ValueError):
         return None

@@ -103,8 +103,8 @@ def consume(
 ) -> int:
     """Call `run` with the id of every job that comes, in as many threads as `concurrency` says, until a signal.
 
-    `ready` is called when the first message may come. Gives the exit code: SIGTERM and SIGINT let the running jobs
-    end and give 0.
+    `ready` is called when the first message may come. Gives the exit code: SIGTERM, SIGINT and SIGQUIT let the
+    running jobs end and give 0.
     """
     from celery import signals
     from celery.exceptions import SecurityWarning
@@ -118,8 +118,9 @@ def consume(
         """A receiver of this signal makes Celery leave the loggers alone."""
 
     def consuming(**_: object) -> None:
-        # Celery's own SIGINT cancels what runs, which a pool of threads cannot
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        # Celery's own SIGINT and SIGQUIT cancel what runs, which a pool of threads cannot
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.getsignal(signal.SIGTERM))
         ready()
 
     signals.setup_logging.connect(log_is_configured, weak=False)

@@ -15,13 +15,20 @@ import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 
 from transcoder.errors import TargetExists
 from transcoder.targets import unwritable
 
 _log = logging.getLogger(__name__)
 _LOCK = "lock"
+
+INTENT = "intent.json"
+"""The file in a scratch folder that says its outputs are verified, and where they go."""
+
+STALE = 3600.0
+"""Seconds without any change after which another job's folder with a free lock is taken for abandoned."""
+
 _PATIENCE = 10.0
 
 
@@ -163,6 +170,7 @@ def _refuse_claimed(around: str, targets: Sequence[str]) -> None:
             continue
         with os.fdopen(handle, "rb") as claim:
             if _locked(handle):
+                _clear_away(os.path.join(around, name))
                 continue
             try:
                 claimed = json.load(claim)
@@ -172,6 +180,18 @@ def _refuse_claimed(around: str, targets: Sequence[str]) -> None:
             raise TargetExists(
                 f"another process is writing the target {min(taken)!r}", "Wait for it, or name another target."
             )
+
+
+def _clear_away(folder: str) -> None:
+    """Remove what another job's dead attempt left, unless it can still be completed, or something moved there lately.
+
+    A free lock alone does not prove death: some network file systems lock only within one host.
+    """
+    with suppress(OSError):
+        names = os.listdir(folder)
+        touched = max(os.stat(path).st_mtime for path in (folder, *(os.path.join(folder, name) for name in names)))
+        if INTENT not in names and time() - touched > STALE:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock_or_none(folder: str) -> int | None:

@@ -94,6 +94,7 @@ def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool 
         with watched(words, policy.probe_limit + size / SLOWEST_READ, path) as child:
             assert child.stdout
             report, tracks = _read(child.stdout, cancelled)
+            child.wait()  # the watch still runs
         if child.returncode != 0 or not report:
             raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
         found = media.read(report)
@@ -201,7 +202,8 @@ def _decode(parts: Sequence[Part], policy: Policy, cancelled: Callable[[], bool]
 def _reading(parts: Sequence[Part]) -> list[str]:
     words: list[str] = []
     for made, (start, length) in parts:
-        words += ["-protocol_whitelist", "file"]
+        # one thread an input: frame threads multiply the memory of several inputs and decode little faster
+        words += ["-protocol_whitelist", "file", "-threads", "1"]
         words += ["-ss", f"{start:.6f}"] if start is not None else []
         words += ["-t", f"{length:.6f}"] if length is not None else []
         words += ["-i", f"file:{made.path}"]
