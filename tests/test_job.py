@@ -228,6 +228,18 @@ def test_a_variable_rate_is_kept_frame_for_frame(
     assert made.times()[0] < 0.03
 
 
+@pytest.mark.parametrize("codec", ["h264", "copy"])
+@pytest.mark.parametrize("container", ["mkv", "webm", "mp4"])
+def test_a_source_with_missing_pictures_is_whole_in_every_container(
+    site: Site, make_clip: MakeClip, container: str, codec: str
+) -> None:
+    holes = "testsrc2=s=160x90:r=30:d=3,select='not(mod(n,7))+gt(mod(n,30),20)'"
+    encoder = ("-c:v", "libvpx") if container == "webm" else ("-c:v", "libx264")
+    clip = make_clip(holes, container=container, audio=False, extra=(*encoder, "-fps_mode", "vfr"))
+    made = site.one(clip, container="mkv", video={"codec": codec})
+    assert len(made.times()) == len(Seen(clip).times()) < 50
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_variable_rate_does_not_fool_the_bitrate(site: Site, make_clip: MakeClip, codec: str) -> None:
     lavfi, extra = VARIABLE["jitter"]

@@ -159,6 +159,18 @@ def test_a_beat_tells_phases_and_progress_and_brings_back_a_cancellation(ledger:
         ledger.still_ours("a", fence)
 
 
+def test_a_job_whose_worker_is_silent_is_cancelled_at_once_and_its_target_is_free(
+    ledger: Ledger, plain: redis_py.Redis
+) -> None:
+    submit(ledger, "a", asked("/media/one.mp4"))
+    held = claim(ledger, "a")
+    plain.hset("transcoder:job:a", "heartbeat", str(time.time() - 60))
+    assert ledger.cancel("a") == "cancelled"
+    submit(ledger, "b", asked("/media/one.mp4"))
+    with pytest.raises(TransitionRefused):
+        ledger.still_ours("a", held.fence)
+
+
 def test_a_queued_job_is_cancelled_at_once_and_its_message_comes_too_late(ledger: Ledger) -> None:
     submit(ledger, "a")
     assert ledger.cancel("a") == "cancelled"

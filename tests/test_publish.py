@@ -725,3 +725,29 @@ def test_a_folder_that_somebody_else_keeps_locked_is_used_after_a_while(
         ladder.publish()
         assert time.monotonic() - began < 5
     assert ladder.state == "new"
+
+
+@pytest.mark.parametrize(
+    ("age", "intent", "gone"),
+    [(2 * scratch.STALE, False, True), (2 * scratch.STALE, True, False), (scratch.STALE / 2, False, False)],
+    ids=["abandoned", "abandoned with verified outputs", "still fresh"],
+)
+def test_what_another_job_left_is_cleared_away_once_it_is_old(
+    tmp_path: Path, age: float, intent: bool, gone: bool
+) -> None:
+    left = tmp_path / ".transcoder-other-1"
+    left.mkdir()
+    for name in ("lock", "0.mp4", *(["intent.json"] if intent else [])):
+        (left / name).write_text("")
+    for path in (*left.iterdir(), left):
+        os.utime(path, (time.time() - age,) * 2)
+    with scratch.scratch("job", 1, [str(tmp_path / "a.mp4")], ["mp4"]):
+        assert left.exists() is not gone
+
+
+def test_what_another_living_job_holds_is_never_cleared_away(tmp_path: Path) -> None:
+    with scratch.scratch("other", 1, [str(tmp_path / "b.mp4")], ["mp4"]) as held:
+        for path in (*Path(held.folder).iterdir(), Path(held.folder)):
+            os.utime(path, (0, 0))
+        with scratch.scratch("job", 1, [str(tmp_path / "a.mp4")], ["mp4"]):
+            assert Path(held.folder).exists()

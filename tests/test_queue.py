@@ -150,7 +150,7 @@ def test_what_is_no_job_is_passed_over(redis: services.Redis, tmp_path: Path) ->
         until(lambda: "good" in begun(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_ends_the_worker_in_order_and_loses_no_message(
     redis: services.Redis, tmp_path: Path, sign: signal.Signals
 ) -> None:

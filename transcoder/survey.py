@@ -79,7 +79,7 @@ def _build(program: str) -> Build:
             f"{program} is version {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed",
             "Install a newer ffmpeg (Debian 12 has 5.1), or point TRANSCODER_FFMPEG at one.",
         )
-    encoders = re.findall(r"^ [VAS][A-Z.]{5} (\S+)", _said(program, "-encoders"), re.M)
+    encoders = re.findall(r"^ [VAS][A-Z.]{5} ([a-zA-Z0-9]\S*)", _said(program, "-encoders"), re.M)
     return Build(version, numbers, frozenset(encoders))
 
 
@@ -129,7 +129,7 @@ def _recall(path: str | None) -> Known | None:
 
 def _remember(path: str | None, known: Known) -> None:
     """Best effort: a read-only home only costs the next start some trials."""
-    if path is None or os.path.exists(path):
+    if path is None or _recall(path) == known:
         return
     build, abilities = known
     held: dict[str, Any] = {
