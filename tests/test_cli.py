@@ -398,7 +398,8 @@ def test_the_version_is_printed(call: Call) -> None:
 
 
 @pytest.mark.parametrize("words", [["schema"], ["profiles"]], ids=["more than a pipe holds", "a few lines"])
-def test_a_reader_that_goes_away_is_no_error(here: Path, words: list[str]) -> None:
+def test_a_reader_that_goes_away_is_no_error(here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # so that there is something left to flush at the end
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "transcoder", *words]
@@ -461,13 +462,19 @@ def test_a_relative_target_is_below_the_current_folder(here: Path) -> None:
         ("/b.mkv", "mkv"),
         ("/b.MP4", "mp4"),
         ("/b.m4a", "mp4"),
-        ("/b.avi", "mp4"),
         ("/b", "mp4"),
         ("/{stem}.{ext}", "mp4"),
     ],
 )
 def test_an_ending_names_a_container_or_leaves_the_profiles(target: str, container: str) -> None:
     assert cli.contained((Output(),), target)[0].container == container
+
+
+@pytest.mark.parametrize("target", ["/b.avi", "/b.mp3", "/{height}.mkv"])
+def test_an_ending_that_the_outputs_would_not_be_is_refused(target: str) -> None:
+    outputs = (Output(), Output(name="other"))
+    with pytest.raises(SpecError, match=r"ends in \.(avi|mp3|mkv)"):
+        cli.contained(outputs if "{" in target else outputs[:1], target)
 
 
 def test_what_a_container_cannot_hold_is_refused() -> None:

@@ -1,6 +1,5 @@
 """`make demo` is the first thing a user sees."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.slow
 def test_the_demo_shows_a_verified_ladder_and_leaves_only_its_files() -> None:
-    environment = {**os.environ, "COLUMNS": "160"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.demo"],
         cwd=ROOT,
-        env=environment,
         capture_output=True,
         text=True,
         timeout=60,

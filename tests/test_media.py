@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.values import LIGHT, MASTERING
 from transcoder import media
-from transcoder.media import Colour, Media
+from transcoder.media import AudioStream, Colour, Media, SubtitleStream, VideoStream
 
 RATIONALS = {
     "red_x": "34000/50000", "red_y": "16000/50000", "green_x": "13250/50000", "green_y": "34500/50000",
@@ -29,6 +29,7 @@ VIDEO: dict[str, Any] = {
     "sample_aspect_ratio": "1:1", "field_order": "progressive", "color_range": "tv", "color_space": "bt2020nc",
     "color_transfer": "smpte2084", "color_primaries": "bt2020", "r_frame_rate": "24000/1001",
     "avg_frame_rate": "24000/1001", "start_time": "0.083000", "duration": "10.010000", "nb_frames": "240",
+    "time_base": "1/24000",
     "disposition": {"default": 1, "attached_pic": 0}, "tags": {"language": "eng", "title": "Main"},
     "side_data_list": [MASTERING_SIDE, LIGHT_SIDE],
 }  # fmt: skip
@@ -50,7 +51,7 @@ REPORT: dict[str, Any] = {
 }
 
 
-def video(**changes: Any) -> media.VideoStream:
+def video(**changes: Any) -> VideoStream:
     fields = {key: value for key, value in {**VIDEO, **changes}.items() if value is not None}
     (stream,) = media.read({"streams": [fields]}).video
     return stream
@@ -63,6 +64,7 @@ def test_a_report_becomes_values() -> None:
     (picture,) = found.video
     assert (picture.width, picture.height, picture.depth) == (3840, 2160, 10)
     assert (picture.rate, picture.frames, picture.start) == (Fraction(24000, 1001), 240, 0.083)
+    assert picture.tick == Fraction(1, 24000)
     assert (picture.language, picture.title) == ("eng", "Main")
     assert picture.colour == Colour("bt2020", "smpte2084", "bt2020nc", "tv")
     assert (picture.mastering, picture.light_level) == (MASTERING, LIGHT)
@@ -143,6 +145,7 @@ def test_colours_that_are_unknown_are_none() -> None:
     assert video(color_space="unknown", color_transfer="reserved", color_primaries=None).colour == Colour(range="tv")
 
 
+@pytest.mark.slow
 def test_the_depth_of_every_pixel_format_is_what_ffmpeg_says() -> None:
     """As far as it matters: 8 or less, 10, or more."""
     listed = subprocess.run(["ffmpeg", "-v", "quiet", "-pix_fmts"], capture_output=True, text=True, check=True).stdout
@@ -185,8 +188,12 @@ def test_any_first_bytes_have_an_answer(head: bytes) -> None:
     media.disguise(head)
 
 
-ODD = st.sampled_from([None, "", "N/A", "nan", "inf", "-inf", "1e999", "0/0", "1:0", "-1", "9" * 5000, -1, 0, 1 << 70,
-                       1.5, float("nan"), float("inf"), True, [], {}, [None], {"a": None}, "\0", "é", "1/2/3"])  # fmt: skip
+ODD = st.sampled_from(
+    [
+        *(None, "", "N/A", "nan", "inf", "-inf", "1e999", "0/0", "1:0", "-1", "9" * 5000, "1/2/3", "\0", "é"),
+        *(-1, 0, 1 << 70, 1.5, float("nan"), float("inf"), True, [], {}, [None], {"a": None}),
+    ]
+)
 anything = st.recursive(
     ODD | st.text(max_size=12) | st.integers() | st.floats(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -245,5 +252,5 @@ def usable(found: Media) -> None:
     for sound in found.audio:
         assert sound.channels >= 0
         hash(sound)
-    indices = [stream.index for stream in (*found.video, *found.audio, *found.subtitles)]
-    assert all(index >= 0 for index in indices)
+    streams: list[VideoStream | AudioStream | SubtitleStream] = [*found.video, *found.audio, *found.subtitles]
+    assert all(stream.index >= 0 for stream in streams)

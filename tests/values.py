@@ -53,7 +53,7 @@ HDR10 = replace(VIDEO, codec="hevc", pix_fmt="yuv420p10le", depth=10, colour=PQ,
 
 def source(*video: VideoStream, **changes: Any) -> Media:
     """The usual source with another picture, or with other parts."""
-    return replace(SOURCE, **({"video": video} if video else {}), **changes)
+    return replace(SOURCE, video=video or SOURCE.video, **changes)
 
 
 def spec(*outputs: dict[str, Any], **fields: Any) -> JobSpec:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from transcoder.errors import TranscoderError
 from transcoder.spec import JobSpec
+from transcoder.version import __version__
 
 if TYPE_CHECKING:
     from transcoder.client import Client, Status
 
-__version__ = "0.1.0"
 __all__ = ["Client", "JobSpec", "Status", "TranscoderError", "__version__"]
 
 

@@ -12,6 +12,12 @@ from transcoder.spec import Audio, Container, Output
 OPUS_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 """The channel layouts that Opus knows, by number of channels (RFC 7845, 5.1.1.2)."""
 
+MOST_CHANNELS = 8
+"""What ffmpeg's AAC encoder and Opus can hold in one stream."""
+
+OPUS_CEILING = 256_000
+"""The most that libopus accepts, in bits per second a channel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sound:
@@ -82,12 +88,13 @@ def _sound(audio: Audio, container: Container, stream: AudioStream) -> Sound:
                 "Encode it (codec 'aac' or 'opus'), or take container 'mkv'.",
             )
         return Sound(stream.index, "copy", stream.codec, channels=stream.channels)
-    channels = min(audio.channels or stream.channels or 2, stream.channels or 2)
+    channels = min(audio.channels or MOST_CHANNELS, stream.channels or 2, MOST_CHANNELS)
+    bitrate = audio.bitrate or 64_000 * channels
     return Sound(
         index=stream.index,
         codec=audio.codec,
         result_codec=audio.codec,
-        bitrate=audio.bitrate or 64_000 * channels,
+        bitrate=min(bitrate, OPUS_CEILING * channels) if audio.codec == "opus" else bitrate,
         channels=channels,
         layout=OPUS_LAYOUTS.get(channels) if audio.codec == "opus" else None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from transcoder import __version__, profiles, screen, settings, spec
+from transcoder import profiles, screen, settings, spec
 from transcoder.errors import JobCancelled, SpecError, TranscoderError
 from transcoder.spec import JobSpec, Output
+from transcoder.version import __version__
 
 if TYPE_CHECKING:
     from transcoder.client import Client, Status
@@ -354,7 +356,18 @@ _CONTAINERS = {"mp4": "mp4", "m4v": "mp4", "m4a": "mp4", "mkv": "mkv", "mka": "m
 
 def contained(outputs: tuple[Output, ...], target: str) -> tuple[Output, ...]:
     """The outputs with the container that the target's ending names, where there is one output and it names one."""
-    container = _CONTAINERS.get(os.path.splitext(target)[1].removeprefix(".").lower())
+    ending = os.path.splitext(target)[1].removeprefix(".")
+    container = _CONTAINERS.get(ending.lower())
+    if re.fullmatch(r"[A-Za-z0-9]{2,4}", ending) and container is None:
+        raise SpecError(
+            f"the target {target!r} ends in .{ending}, which is no container that can be made",
+            f"Let it end in {', '.join(_CONTAINERS)}, or in .{{ext}}.",
+        )
+    if len(outputs) > 1 and container and any(output.container != container for output in outputs):
+        raise SpecError(
+            f"the target {target!r} ends in .{ending}, and the outputs are {outputs[0].container}",
+            "Let it end in .{ext}.",
+        )
     if len(outputs) > 1 or container in (None, outputs[0].container):
         return outputs
     values = {name: getattr(outputs[0], name) for name in Output.model_fields}
@@ -370,6 +383,7 @@ def _settings() -> Settings:
 def _client() -> Client:
     from transcoder.client import Client
 
+    _settings()  # for its warnings
     return Client.from_settings()
 
 
@@ -453,10 +467,12 @@ def _plan(job: JobSpec, site: Settings, as_json: bool) -> None:
     from transcoder.plan import plan
     from transcoder.probe import probe
     from transcoder.survey import survey
+    from transcoder.targets import refuse_targets
 
     policy = site.policy(default_roots=(os.getcwd(),))
     source = probe(job.source, policy)
     found = plan(job, source, survey(policy, site.cache_folder, site.threads), policy.max_pixels)
+    refuse_targets(found.targets, job.source, policy, overwrite=job.overwrite)
     commands = [
         {
             "route": command.route.name,

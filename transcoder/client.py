@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transcoder import queue, settings
-from transcoder.errors import TranscoderError, error_named
+from transcoder.errors import TargetExists, TranscoderError, error_named
 from transcoder.ledger import FINISHED, TRANSITIONS, Ledger, Moment, Record
 from transcoder.roots import refuse_outside
 from transcoder.spec import JobSpec
@@ -88,6 +88,8 @@ class Client:
         """
         for path in (spec.source, spec.target) if self._roots else ():
             refuse_outside(path, self._roots or ())
+        if spec.target == spec.source:
+            raise TargetExists(f"the target {spec.target!r} is the source itself", "Name another target.")
         job_id = secrets.token_hex(8)
         return self._ledger.submit(job_id, spec, queue.message(job_id, spec.priority, spec.schema_version))
 

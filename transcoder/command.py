@@ -6,7 +6,6 @@ metadata, container) is said here once.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -115,10 +114,6 @@ class Command:
         words: list[str] = ffmpeg.merge_outputs(*made).get_args()
         return (ffmpeg_path, "-hide_banner", "-nostdin", *self.global_options, *words)
 
-    def paste(self, ffmpeg_path: str = "ffmpeg") -> str:
-        """The command for a shell, writing to the final paths."""
-        return shlex.join(self.argv(ffmpeg_path))
-
 
 def branch(rung: Rung, media: Media, filters: tuple[Filter, ...], encoder: Options) -> Branch:
     """One output from a backend's filters and encoder options; sound, metadata and container are added here."""
@@ -152,10 +147,12 @@ def _sound_options(sounds: tuple[Sound, ...]) -> Options:
     for number, sound in enumerate(sounds):
         options.append((f"c:a:{number}", encoders[sound.codec]))
         if sound.bitrate:
-            options += [(f"b:a:{number}", str(sound.bitrate)), (f"ac:a:{number}", str(sound.channels))]
+            options.append((f"b:a:{number}", str(sound.bitrate)))
         if sound.layout:
-            # libopus refuses 5.1(side) and other layouts that RFC 7845 has no place for
+            # libopus refuses 5.1(side) and other layouts that RFC 7845 has no place for; -ac would bring them back
             options.append((f"filter:a:{number}", f"aformat=channel_layouts={sound.layout}"))
+        elif sound.codec != "copy":
+            options.append((f"ac:a:{number}", str(sound.channels)))
     return tuple(options)
 
 
@@ -168,7 +165,7 @@ def _metadata_options(rung: Rung) -> Options:
     options: list[tuple[str, str | None]] = [("map_metadata", "0"), ("map_chapters", "0")]
     if rung.picture and rung.source:
         # two spellings of the same stream, since an option can be given only once
-        if rung.source.language:
+        if rung.source.language and rung.source.language != "und":
             options.append(("metadata:s:v:0", f"language={rung.source.language}"))
         if rung.source.title:
             options.append(("metadata:s:0", f"title={rung.source.title}"))

@@ -15,7 +15,8 @@ MUXER: dict[Container, str] = {"mp4": "mp4", "mkv": "matroska", "webm": "webm"}
 _HOLDS: dict[Container, dict[Kind, frozenset[str]]] = {
     "mp4": {
         "video": frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video"}),
-        "audio": frozenset({"aac", "opus", "mp3", "ac3", "eac3", "alac", "flac"}),
+        # FLAC in mp4 is experimental in ffmpeg 5.1, which refuses it
+        "audio": frozenset({"aac", "opus", "mp3", "ac3", "eac3", "alac"}),
         "subtitle": frozenset({"mov_text"}),
     },
     "webm": {

@@ -111,15 +111,21 @@ _TABLE: tuple[tuple[FaultClass, str], ...] = (
 _PATTERNS = tuple((kind, re.compile(pattern)) for kind, pattern in _TABLE)
 _CODES = {228: FaultClass.OUTPUT, 244: FaultClass.TRANSIENT, 183: FaultClass.INPUT, 254: FaultClass.INPUT}
 _NOISE = re.compile(
-    r"Conversion failed!|Error while opening encoder - maybe incorrect|Nothing was written into output|"
-    r"Error opening output files?:|Exiting with exit code"
+    r"Conversion failed!|Error while opening encoder|Error initializing output stream|Nothing was written into output|"
+    r"Error opening output files?:|Exiting with exit code|deinit called without sending EOS|"
+    r"Error setting encoder parameters|Terminating thread with return code|Task finished with error code|"
+    # the time stamps of neighbours, rounded: nothing is lost
+    r"non monotonically increasing dts to muxer"
 )
+"""What ffmpeg says after, or beside, the line that tells what is wrong."""
+
 _LEVEL = re.compile(r"\[(?:error|fatal|panic)\] ?")
 
 
 def classify(returncode: int, stderr: Sequence[str]) -> tuple[FaultClass, str]:
     """The class of a run that ended with `returncode` (negative for a signal), and the line that says it best."""
-    errors = [line for line in stderr if _LEVEL.search(line) and not _NOISE.search(line)]
+    every = [line for line in stderr if _LEVEL.search(line)]
+    errors = [line for line in every if not _NOISE.search(line)] or every
     for kind, pattern in _PATTERNS:
         if line := next((line for line in errors if pattern.search(line)), None):
             return kind, plain(line)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from transcoder.errors import FfmpegMissing, JobCancelled
-from transcoder.faults import Evidence, Fault, FaultClass, classify
+from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.policy import Policy
 from transcoder.progress import Progress, Reader
 
@@ -56,7 +56,7 @@ def run(words: Sequence[str], policy: Policy, cancelled: Callable[[], bool]) -> 
     finally:
         _end(child)
     if returncode != 0:
-        if returncode == 127 and not log.lines():
+        if returncode in (126, 127) and not errors_in(log.lines()):  # the shell's words, not ffmpeg's
             raise _missing(words[0])
         kind, what = classify(returncode, log.lines())
         raise Fault(kind, what, Evidence(argv, returncode, log.lines()))

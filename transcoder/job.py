@@ -32,8 +32,10 @@ from transcoder.media import Media
 from transcoder.plan import Plan, plan
 from transcoder.policy import Policy
 from transcoder.probe import Fingerprint, fingerprint, probe
-from transcoder.publish import Scratch
+from transcoder.progress import Progress
+from transcoder.scratch import Scratch, scratch
 from transcoder.spec import JobSpec
+from transcoder.targets import refuse_targets
 from transcoder.verify import Verified, verify
 
 STDERR_KEPT = 60
@@ -79,14 +81,14 @@ def transcode(
     planned = plan(spec, source, machine, policy.max_pixels)
     emit(Planned(source, planned.commands, planned.left_out))
 
-    if whole := publish.recover(attempt.job_id, planned.targets, policy):
+    if whole := publish.recover(attempt.job_id, attempt.number, planned.targets, policy):
         return _announce(manifest.published(whole), emit)
-    publish.refuse_targets(planned.targets, spec.source, policy, overwrite=spec.overwrite)
+    refuse_targets(planned.targets, spec.source, policy, overwrite=spec.overwrite)
     permit.may_write(planned.targets)
     clock.lap("probe")
 
     tried: list[Tried] = []
-    with publish.scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
+    with scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
         for command in planned.commands:
             emit(Started(command.route))
             try:
@@ -103,9 +105,11 @@ def transcode(
             else:
                 emit(Publishing(command.route))
                 refuse_changed(spec.source, before, policy)
+                outputs = _weighed(planned, good, held, permit)
+                clock.lap("publish")
                 result = Published(
                     route=command.route,
-                    outputs=_weighed(planned, good, held, permit),
+                    outputs=outputs,
                     manifest=publish.manifest_path(attempt.job_id, planned.targets, policy),
                     timings=clock.timings(good.decode),
                     tried=tuple(tried),
@@ -156,12 +160,14 @@ def refuse_changed(source: str, before: Fingerprint, policy: Policy) -> None:
 def _encode(
     command: Command, held: Scratch, source: Media, policy: Policy, emit: Emit, permit: Permit
 ) -> ffmpeg.Finished:
-    """Run ffmpeg to its end."""
+    """Run ffmpeg to its end, which is 100 % whatever the header said of the duration."""
+    last = Progress()
     for step in ffmpeg.run(command.argv(policy.ffmpeg, held.paths), policy, permit.cancelled):
         if isinstance(step, ffmpeg.Finished):
+            emit(Advanced(command.route, last, 1.0, 0.0))
             return step
-        fraction, eta = step.fraction(source.duration), step.eta(source.duration)
-        emit(Advanced(command.route, step, fraction, eta))
+        last = step
+        emit(Advanced(command.route, step, step.fraction(source.duration), step.eta(source.duration)))
     raise AssertionError("a run ends with Finished or raises")
 
 
@@ -196,5 +202,5 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
             return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)
         case _:
             routes = ", ".join(f"{one.route}: {one.what}" for one in tried)
-            hint = "The evidence holds the command and ffmpeg's last words (`transcoder status ID --json`)."
-            return NoRouteWorked(f"no route gave a verified output ({routes})", hint, evidence)
+            hint = "--json shows the command and ffmpeg's last words, to repeat it by pasting."
+            return NoRouteWorked(f"no route gave a verified output of {spec.source!r} ({routes})", hint, evidence)

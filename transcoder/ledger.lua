@@ -151,18 +151,14 @@ function operations.beat(ask)
   redis.call('ZADD', 'transcoder:workers', at(now), ask.owner)
   redis.call('ZREMRANGEBYSCORE', 'transcoder:workers', '-inf', now - RETENTION)
   local answer = {'ok'}
-  for _, job in ipairs(ask.jobs) do
+  for place, job in ipairs(ask.jobs) do
     if not_held(job.id, job.fence) then
-      answer[#answer + 1] = job.id
-      answer[#answer + 1] = 'lost'
+      answer[place + 1] = 'lost'
     else
       redis.call('HSET', job_key(job.id), 'heartbeat', at(now))
       note_phases(job.id, job.phases)
       if job.progress then redis.call('HSET', job_key(job.id), 'progress', job.progress) end
-      if field(job.id, 'cancel') then
-        answer[#answer + 1] = job.id
-        answer[#answer + 1] = 'cancelled'
-      end
+      answer[place + 1] = field(job.id, 'cancel') and 'cancelled' or 'go on'
     end
   end
   return answer
@@ -226,7 +222,8 @@ function operations.cancel(ask)
   local state = field(ask.id, 'state')
   if state == 'running' then
     if redis.call('HSETNX', job_key(ask.id), 'cancel', at(now)) == 1 then note(ask.id, now, 'cancel asked') end
-    return {'ok', 'running'}
+    -- of a worker that is not heard from nobody will answer; should it come back, it finds that the job is not its own
+    if now - tonumber(field(ask.id, 'heartbeat') or 0) < ALIVE then return {'ok', 'running'} end
   end
   local refusal = move(ask.id, 'cancelled')
   if refusal then return refusal end

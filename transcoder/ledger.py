@@ -60,7 +60,7 @@ CONNECT_TIMEOUT = 1.0
 """Seconds to wait for a connection. With ANSWER_TIMEOUT it bounds how long a submit may take when Redis is away."""
 ANSWER_TIMEOUT = 2.0
 """Seconds to wait for an answer. Every change takes well under a millisecond of Redis' time."""
-HEALTH_CHECK = 5
+HEALTH_CHECK = 3
 """Seconds of idleness after which a connection is tried with PING before it is used."""
 
 _HISTORY = 100
@@ -235,10 +235,10 @@ class Ledger:
             case _:
                 return None
 
-    def beat(self, owner: str, reports: Sequence[Report]) -> dict[str, str]:
-        """Say that `owner` lives and how its jobs are. Gives those that must stop, with 'cancelled' or 'lost'."""
-        _, *answer = self._change("beat", owner=owner, jobs=[_told(report) for report in reports])
-        return dict(zip(answer[::2], answer[1::2], strict=True))
+    def beat(self, owner: str, reports: Sequence[Report]) -> list[str]:
+        """Say that `owner` lives and how its jobs are. Gives for each report 'go on', or 'cancelled' or 'lost'."""
+        _, *verdicts = self._change("beat", owner=owner, jobs=[_told(report) for report in reports])
+        return verdicts
 
     def leave(self, owner: str) -> None:
         """`owner` works no longer."""
@@ -300,12 +300,14 @@ class Ledger:
         self._held(job_id, self._change("post", id=job_id, why=why, **_posted(message)))
 
     def cancel(self, job_id: str) -> str:
-        """Cancel a job: a queued one at once, a running one when its worker hears of it. Gives its state now.
+        """Cancel a job: queued, or with a silent worker, at once; running, when its worker hears of it.
+
+        Gives its state now.
 
         Raises:
             TransitionRefused: it is finished.
         """
-        error = JobCancelled(f"job {job_id} was cancelled before it started").as_record()
+        error = JobCancelled(f"job {job_id} was cancelled").as_record()
         return str(self._held(job_id, self._change("cancel", id=job_id, error=json.dumps(error)))[1])
 
     def record(self, job_id: str) -> Record:
@@ -419,7 +421,7 @@ def _unavailable(url: str, refused: Exception) -> BrokerUnavailable:
     return BrokerUnavailable(f"Redis at {safe(url)} {what.format(refused)}", next_step)
 
 
-_CHECK = "Check that it runs and that TRANSCODER_BROKER_URL names it (docker compose up redis; redis-cli ping)."
+_CHECK = "Check that it runs and that TRANSCODER_BROKER_URL names it (redis-cli ping)."
 _LOGIN = ("refuses this user or password", "Check user and password in TRANSCODER_BROKER_URL.")
 _TROUBLES: Final[Sequence[tuple[type[Exception], tuple[str, str]]]] = (
     (redis.OutOfMemoryError, ("is full and writes nothing more", "Give it more memory (maxmemory).")),

@@ -54,7 +54,10 @@ class LightLevel:
 
 @dataclass(frozen=True, slots=True)
 class VideoStream:
-    """One video stream. `width` x `height` are as stored, before `rotation` (degrees clockwise) and `sar`."""
+    """One video stream. `width` x `height` are as stored, before `rotation` (degrees clockwise) and `sar`.
+
+    `tick` is the unit of its time stamps in seconds.
+    """
 
     index: int
     codec: str
@@ -65,6 +68,7 @@ class VideoStream:
     sar: Fraction = Fraction(1)
     rate: Fraction | None = None
     base_rate: Fraction | None = None
+    tick: Fraction | None = None
     frames: int | None = None
     duration: float | None = None
     start: float = 0.0
@@ -210,6 +214,7 @@ def _video(stream: Json) -> VideoStream:
         sar=_aspect(stream.get("sample_aspect_ratio")),
         rate=_rate(stream.get("avg_frame_rate")),
         base_rate=_rate(stream.get("r_frame_rate")),
+        tick=_tick(stream.get("time_base")),
         frames=_count(stream.get("nb_frames")),
         duration=_duration(stream),
         start=_seconds(stream.get("start_time")) or 0.0,
@@ -299,8 +304,8 @@ def _mastering(side: Json) -> Mastering | None:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
-    points = list(zip(known[0:8:2], known[1:8:2], strict=True))
-    return Mastering(*points, min_luminance=known[8], max_luminance=known[9])
+    red, green, blue, white = zip(known[0:8:2], known[1:8:2], strict=True)
+    return Mastering(red, green, blue, white, min_luminance=known[8], max_luminance=known[9])
 
 
 def _light_level(side: Json) -> LightLevel | None:
@@ -346,6 +351,11 @@ def _count(value: object) -> int | None:
 def _rate(value: object) -> Fraction | None:
     ratio = _ratio(value, "/")
     return ratio if ratio and 0 < ratio <= 100_000 else None
+
+
+def _tick(value: object) -> Fraction | None:
+    ratio = _ratio(value, "/")
+    return ratio if ratio and 0 < ratio <= 1 else None
 
 
 def _aspect(value: object) -> Fraction:

@@ -54,8 +54,9 @@ _DOCUMENTED = (
         "transcoder_jobs_total",
         "counter",
         ("result", "route", "codec", "device", "fault"),
-        "Jobs that ended. result: published, failed, cancelled. route: the last one taken, or none. codec: what was "
-        "asked, several joined by +. device: its path, cpu, or none. fault: why a job failed, as the class of its last "
+        "Jobs that ended on this worker. result: published, failed, cancelled. route: the last one taken, or none. "
+        "codec: what was asked, several joined by +. device: its path, cpu, or none. fault: why a job failed, as the "
+        "class of its last "
         "fault or else the error's name; none for the others.",
     ),
     Documented(

@@ -62,13 +62,18 @@ def decide(video: Video, source: VideoStream) -> Picture | None:
         fps=_capped(video.max_fps, source),
         deinterlace=video.deinterlace == "auto" and source.interlaced,
         depth=depth,
-        colour=SDR if rgb else replace(source.colour, range="tv"),
+        colour=SDR if rgb else _carried(source.colour),
         turned=source.rotation,
         from_rgb=rgb,
         from_full_range=source.colour.range == "pc" or source.pix_fmt.startswith("yuvj"),
         mastering=source.mastering,
         light_level=source.light_level,
     )
+
+
+def _carried(colour: Colour) -> Colour:
+    """What an output says of its colours: as the source, in video range. Luma and chroma have no RGB matrix."""
+    return replace(colour, range="tv", matrix=None if colour.matrix == "gbr" else colour.matrix)
 
 
 def smallest(videos: list[Video]) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from itertools import count
 from typing import Any
 
 from celery.concurrency.thread import TaskPool
@@ -14,13 +16,29 @@ RECONNECT = 1.0
 """Seconds between two attempts to reach a Redis that is away."""
 
 
+_TOLD_EVERY = 60
+
+
 class Patient(Consumer):
-    """Looks for Redis every second. Celery's own intervals grow to 30 s, for which a Redis that is back would idle."""
+    """Looks for Redis every second and says so once a minute.
+
+    Celery's own intervals grow to 30 s, for which a Redis that is back would wait for its workers.
+    """
 
     def ensure_connected(self, conn: Any) -> Any:
         """Wait until the broker answers."""
-        conn.ensure_connection = partial(conn.ensure_connection, interval_start=RECONNECT, interval_step=0)
+        conn.ensure_connection = partial(_ensure, conn.ensure_connection)
         return super().ensure_connected(conn)
+
+
+def _ensure(ensure: Callable[..., Any], failed: Callable[..., None], *args: Any, **options: Any) -> Any:
+    attempts = count()
+
+    def told_seldom(*what: Any) -> None:
+        if next(attempts) % _TOLD_EVERY == 0:
+            failed(*what)
+
+    return ensure(told_seldom, *args, interval_start=RECONNECT, interval_step=0, **options)
 
 
 class Places(TaskPool):

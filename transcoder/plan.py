@@ -67,7 +67,9 @@ def _rungs(spec: JobSpec, source: Media) -> tuple[tuple[Rung, ...], tuple[str, .
         left_out += dropped
     names = {rung.output.name for rung in rungs}
     smaller = [f"{output.name}: larger than the source" for output in spec.outputs if output.name not in names]
-    return tuple(rungs), (*smaller, *left_out)
+    covers = ("the cover picture: outputs hold audio, video and subtitles",) if source.pictures else ()
+    others = tuple(f"video stream {stream.index}: an output holds the first one" for stream in source.video[1:])
+    return tuple(rungs), (*smaller, *left_out, *covers, *others)
 
 
 def _fitting(spec: JobSpec, source: Media) -> tuple[Output, ...]:
@@ -80,44 +82,45 @@ def _fitting(spec: JobSpec, source: Media) -> tuple[Output, ...]:
         for output in spec.outputs
         if output.video is None or output.video.codec == "copy" or picture.decide(output.video, stream)
     )
-    if fitting:
+    if any(output.video for output in fitting) or not any(output.video for output in spec.outputs):
         return fitting
-    videos = [output.video for output in spec.outputs if output.video]
-    stand_in = spec.outputs[picture.smallest(videos)]
+    pictured = [output for output in spec.outputs if output.video]
+    stand_in = pictured[picture.smallest([output.video for output in pictured if output.video])]
     video = stand_in.video and stand_in.video.model_copy(update={"upscale": "never"})
-    return (stand_in.model_copy(update={"video": video}),)
+    return (stand_in.model_copy(update={"video": video}), *fitting)
 
 
 def _rung(spec: JobSpec, output: Output, source: Media) -> Rung:
-    stream = _video_for(output, source)
+    stream = _video_for(spec, output, source)
     sounds = audio.sounds(output.audio, output.container, source) if output.audio else ()
     shown = picture.decide(output.video, stream) if stream and output.video and output.video.codec != "copy" else None
     if stream is None and not sounds:
         raise InputUnreadable(
-            "the source has no audio and audio is all that is asked", "Ask for video, or another source."
+            f"the source {spec.source!r} has no audio and audio is all that is asked",
+            "Ask for video, or another source.",
         )
     height = shown.height if shown else stream.height if stream else None
     return Rung(output, spec.target_of(output, height), shown, stream, sounds)
 
 
-def _video_for(output: Output, source: Media) -> VideoStream | None:
+def _video_for(spec: JobSpec, output: Output, source: Media) -> VideoStream | None:
     if output.video is None:
         return None
     stream = source.main_video
     if stream is None:
         only = "only a cover picture" if source.pictures else "no video stream"
         raise InputUnreadable(
-            f"the source has {only} and output '{output.name}' asks for video",
+            f"the source {spec.source!r} has {only} and output '{output.name}' asks for video",
             "Take a profile without video (audio-aac), or another source.",
         )
     if stream.dolby_vision_profile == 5:
         raise InputRefused(
-            "the source is Dolby Vision profile 5, whose colours (IPTPQc2) no encoder here can read",
+            f"the source {spec.source!r} is Dolby Vision profile 5, whose colours (IPTPQc2) no encoder here can read",
             "Take a master in Dolby Vision profile 7 or 8, HDR10, HLG or SDR.",
         )
     if output.video.codec == "copy" and not holds(output.container, "video", stream.codec):
         raise InputRefused(
-            f"{output.container} cannot hold the source's video ({stream.codec}) as it is",
+            f"{output.container} cannot hold the video of {spec.source!r} ({stream.codec}) as it is",
             "Encode it, or take container 'mkv'.",
         )
     return stream

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from transcoder import media
@@ -22,6 +23,9 @@ from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
 
 _EDGE = 64 * 1024
+_REAP_LIMIT = 10.0
+# with -max_pixels ffprobe forgets the size that it found too large
+_TOO_LARGE = re.compile(r"Picture size (\d+x\d+) exceeds specified max pixel count")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def probe(path: str, policy: Policy) -> Media:
     refuse_leading_out(path, policy.roots)
     _refuse_unless_regular(path)
     found = media.read(report(path, policy, ("-show_format", "-show_streams", "-show_chapters")))
-    _refuse_too_large(found, policy)
+    _refuse_size(path, found, policy)
     return _with_hdr(path, found, policy)
 
 
@@ -59,8 +63,11 @@ def report(path: str, policy: Policy, entries: Sequence[str]) -> media.Json:
     """
     with watched(_words(path, policy, entries), policy.probe_limit, path) as child:
         out, err = child.communicate()
+    said = err.decode("utf-8", "replace")
+    if size := _TOO_LARGE.search(said):
+        raise _too_large(path, size[1], policy)
     if child.returncode != 0:
-        raise _unreadable(path, err.decode("utf-8", "replace"))
+        raise _unreadable(path, said)
     try:
         answer = json.loads(out)
     except ValueError:
@@ -91,14 +98,17 @@ def fingerprint(path: str, policy: Policy) -> Fingerprint:
 
 
 def head(path: str) -> bytes:
-    """The first bytes of a file, to say what it is when it is not media."""
-    with open(path, "rb") as file:
-        return file.read(1024)
+    """The first bytes of a file, to say what it is when it is not media; none where it is gone by now."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(1024)
+    except OSError:
+        return b""
 
 
 @contextmanager
 def watched(words: Sequence[str], limit: float, path: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that is killed after `limit` seconds and reaped whatever happens.
+    """A child that is killed with all its own after `limit` seconds, and reaped whatever happens.
 
     Raises:
         InputUnreadable: it was killed for its slowness.
@@ -113,25 +123,37 @@ def watched(words: Sequence[str], limit: float, path: str) -> Iterator[subproces
             f"{words[0]} cannot be started: {error.strerror}",
             "Install ffmpeg (5.1 or newer), or point TRANSCODER_FFPROBE at ffprobe.",
         ) from None
-    timer = threading.Timer(limit, child.kill)
+    expired = threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        _kill(child)
+
+    timer = threading.Timer(limit, expire)
     timer.daemon = True
     timer.start()
     try:
         yield child
     finally:
-        expired = not timer.is_alive()
         timer.cancel()
-        if child.poll() is None:
-            child.kill()
+        _kill(child)
         for pipe in (child.stdout, child.stderr):
             if pipe:
                 pipe.close()
-        child.wait(timeout=10)
-        if expired and child.returncode == -signal.SIGKILL:
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it is slow enough to say so
+            child.wait(timeout=_REAP_LIMIT)
+        if expired.is_set() and child.returncode in (None, -signal.SIGKILL):
             raise InputUnreadable(
                 f"ffprobe did not finish with {path!r} within {limit:g} s",
                 "Check the file and its storage; TRANSCODER_PROBE_LIMIT sets the limit.",
             )
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child's whole group while the child is not reaped: only until then its number is its own."""
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 _MISSING = "Check the path as the worker sees it (volumes, mounts) and its permissions."
@@ -179,18 +201,22 @@ def _described(what: str | None) -> str:
     return f"an {what}" if what[0] in "HS" else f"a {what}"
 
 
-def _refuse_too_large(found: Media, policy: Policy) -> None:
+def _refuse_size(path: str, found: Media, policy: Policy) -> None:
     for stream in found.video:
         if stream.width * stream.height > policy.max_pixels:
-            raise InputRefused(
-                f"the picture is {stream.width}x{stream.height}, more than {policy.max_pixels:,} pixels",
-                "Raise TRANSCODER_MAX_PIXELS if that is wanted.",
-            )
+            raise _too_large(path, f"{stream.width}x{stream.height}", policy)
         if stream.width < 2 or stream.height < 2:
             raise InputUnreadable(
-                "the video stream has no picture size that ffprobe could find",
-                "The file is damaged or cut short before its first picture.",
+                f"the video stream of {path!r} has no picture size that ffprobe could find",
+                "Bring a whole copy: it is damaged, or cut short before its first picture.",
             )
+
+
+def _too_large(path: str, size: str, policy: Policy) -> InputRefused:
+    return InputRefused(
+        f"the picture of {path!r} is {size}, more than {policy.max_pixels:,} pixels",
+        "Raise TRANSCODER_MAX_PIXELS if that is wanted.",
+    )
 
 
 def _with_hdr(path: str, found: Media, policy: Policy) -> Media:
@@ -205,6 +231,6 @@ def _with_hdr(path: str, found: Media, policy: Policy) -> Media:
 
 def first_frame_hdr(path: str, policy: Policy) -> tuple[media.Mastering | None, media.LightLevel | None]:
     """Mastering display and light level as the first frame of the first video stream carries them."""
-    entries = ("-select_streams", "v:0", "-read_intervals", "%+#1", "-show_entries", "frame=side_data_list")
+    entries = ("-select_streams", "v:0", "-read_intervals", "%+#1", "-show_frames")
     frames = report(path, policy, entries).get("frames") or [{}]
     return media.read_hdr(frames[0])

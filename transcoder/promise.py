@@ -5,11 +5,12 @@ Times in seconds. A file is 'short' when it holds less than the source promises:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from transcoder.command import Rung
-from transcoder.media import Media, VideoStream
+from transcoder.media import AudioStream, Media, VideoStream
 
 MIN_TOLERANCE = 0.5
 TOLERANCE = 0.01
@@ -56,16 +57,16 @@ def broken(rung: Rung, source: Media, facts: Facts, decoded: int | None) -> tupl
     return (*_picture(rung, facts.media), *_frames(rung, source, facts, decoded), *_lengths(rung, source, facts))
 
 
-def expected_frames(stream: VideoStream) -> int | None:
-    """How many frames the source promises, None where it does not say.
+def expected_frames(stream: VideoStream, length: float | None) -> int | None:
+    """How many frames the source promises for a picture of `length` seconds, None where it does not say.
 
-    The container's count is believed where it agrees with the duration: with an edit list it counts frames that are
-    never shown.
+    The container's count is believed where it agrees with the length: with an edit list it has frames that are never
+    shown. Without a count there is no promise: Matroska, WebM and MPEG-TS tell variable rates as if they were constant.
     """
-    by_time = round(stream.duration * stream.rate) if stream.duration and stream.rate else None
+    by_time = round(length * stream.rate) if length and stream.rate else None
     if stream.frames and (by_time is None or abs(stream.frames - by_time) <= max(2, by_time * TOLERANCE)):
         return stream.frames
-    return None if stream.variable_rate else by_time
+    return by_time if stream.frames and not stream.variable_rate else None
 
 
 def _streams(rung: Rung, made: Media) -> tuple[Broken, ...]:
@@ -93,7 +94,7 @@ def _codec(rung: Rung) -> str:
 def _picture(rung: Rung, made: Media) -> tuple[Broken, ...]:
     picture, stream = rung.picture, made.main_video
     if picture is None or stream is None:
-        return ()
+        return _copied(rung, stream)
     wanted: list[tuple[str, object, object]] = [
         ("size", (stream.width, stream.height), (picture.width, picture.height)),
         ("sample aspect", stream.sar, picture.sar),
@@ -108,10 +109,24 @@ def _picture(rung: Rung, made: Media) -> tuple[Broken, ...]:
     # a stream that does not say its range has video range (H.264 E.2.1)
     wanted.append(("colour range", stream.colour.range or "tv", picture.colour.range or "tv"))
     wanted.append(("mastering display", stream.mastering is not None, picture.mastering is not None))
+    return _unlike(wanted)
+
+
+def _copied(rung: Rung, made: VideoStream | None) -> tuple[Broken, ...]:
+    """A copy is shown as the source was: some muxers drop the rotation (Matroska before ffmpeg 7)."""
+    if rung.source is None or made is None:
+        return ()
+    wanted = (
+        ("size", (made.width, made.height), (rung.source.width, rung.source.height)),
+        ("sample aspect", made.sar, rung.source.sar),
+        ("rotation", made.rotation, rung.source.rotation),
+    )
+    return _unlike(wanted)
+
+
+def _unlike(wanted: Sequence[tuple[str, object, object]]) -> tuple[Broken, ...]:
     return tuple(
-        Broken(f"{name} is {_shown(is_)}, not {_shown(should)}")
-        for name, is_, should in wanted
-        if not _same(is_, should)
+        Broken(f"{name} is {_shown(found)}, not {_shown(due)}") for name, found, due in wanted if not _same(found, due)
     )
 
 
@@ -132,10 +147,9 @@ def _frames(rung: Rung, source: Media, facts: Facts, decoded: int | None) -> tup
         return ()
     track = facts.track(made.index)
     count = track.packets if track else 0
-    promised = expected_frames(rung.source)
+    promised = expected_frames(rung.source, length_of(rung.source, source))
     if rung.picture and rung.picture.fps:
-        length = _video_end(rung.source, source)
-        return _against_rate(count, length, rung.picture.fps)
+        return _against_rate(track, rung.picture.fps)
     wrong = []
     if decoded is not None and rung.picture and abs(count - decoded) > max(1, decoded // 500):
         wrong.append(Broken(f"{count} frames were written of {decoded} decoded"))
@@ -144,14 +158,14 @@ def _frames(rung: Rung, source: Media, facts: Facts, decoded: int | None) -> tup
     return tuple(wrong)
 
 
-def _against_rate(count: int, length: float | None, fps: Fraction) -> tuple[Broken, ...]:
-    if length is None:
+def _against_rate(track: Track | None, fps: Fraction) -> tuple[Broken, ...]:
+    """A capped rate is even: so many frames in so many seconds. How many seconds it must be is `_lengths`' matter."""
+    if track is None:
         return ()
-    wanted = float(length * fps)
-    slack = max(3.0, wanted * TOLERANCE, MIN_TOLERANCE * float(fps))
-    if abs(count - wanted) <= slack:
+    wanted = (track.end - track.start) * float(fps)
+    if abs(track.packets - wanted) <= max(3.0, wanted * TOLERANCE):
         return ()
-    return (Broken(f"{count} frames are there, {wanted:.0f} are due at {float(fps):g} a second", short=count < wanted),)
+    return (Broken(f"{track.packets} frames are there, {wanted:.0f} are due at {float(fps):g} a second"),)
 
 
 def _lengths(rung: Rung, source: Media, facts: Facts) -> tuple[Broken, ...]:
@@ -162,14 +176,22 @@ def _lengths(rung: Rung, source: Media, facts: Facts) -> tuple[Broken, ...]:
     by_index = {stream.index: stream for stream in source.audio}
     for sound, made_audio in zip(rung.sounds, facts.media.audio, strict=True):
         stream = by_index[sound.index]
-        end = stream.start - source.start + stream.duration if stream.duration else None
-        pairs.append((f"audio stream {sound.index}", end, facts.track(made_audio.index)))
+        pairs.append((f"audio stream {sound.index}", _end(stream, source), facts.track(made_audio.index)))
     for name, promised, track in pairs:
         wrong += _length(name, promised, track)
-    if not wrong and all(promised is None for _, promised, _ in pairs) and source.duration:
+    nobody_says = all(promised is None for _, promised, _ in pairs)
+    if not wrong and source.duration and (nobody_says or _takes_everything(rung, source)):
         longest = max((track.end for _, _, track in pairs if track), default=0.0)
-        wrong += _length("the file", source.duration, Track(1, 0.0, longest))
+        wrong += _length("the file", _from_start(source.duration, source.start, source), Track(1, 0.0, longest))
     return (*wrong, *(() if wrong else _skew(pairs)))
+
+
+def _takes_everything(rung: Rung, source: Media) -> bool:
+    """The output has every stream of the source, so that the source's longest is among them."""
+    pictures = [] if rung.source is None else [rung.source]
+    same = [stream.index for stream in source.video] == [stream.index for stream in pictures]
+    heard = {sound.index for sound in rung.sounds} == {stream.index for stream in source.audio}
+    return same and heard and not source.subtitles and not source.other
 
 
 def _length(name: str, promised: float | None, track: Track | None) -> list[Broken]:
@@ -192,15 +214,42 @@ def _skew(pairs: list[tuple[str, float | None, Track | None]]) -> tuple[Broken, 
     for name, promised, track in others:
         if not (picture and track and picture_promised and promised):
             continue
+        if picture.end > picture_promised + MIN_TOLERANCE or track.end > promised + MIN_TOLERANCE:
+            continue  # the source's headers say too little, so that they do not say how its ends lie
         moved = (picture.end - track.end) - (picture_promised - promised)
         if abs(moved) > MIN_TOLERANCE:
             wrong.append(Broken(f"{name} ends {moved:+.2f} s away from where it ends in the source"))
     return tuple(wrong)
 
 
+def length_of(stream: VideoStream | AudioStream, source: Media) -> float | None:
+    """How many seconds of this stream the source promises, None where it does not say."""
+    if not stream.duration:
+        return None
+    if source.format == "avi" and isinstance(stream, VideoStream) and stream.frames and stream.rate:
+        # ffprobe fits the duration of an AVI to the size of the file; the header's count stays
+        return max(stream.duration, float(stream.frames / stream.rate))
+    return _from_start(stream.duration, stream.start, source) if _matroska(source) else stream.duration
+
+
+def _from_start(duration: float, start: float, source: Media) -> float:
+    """A Matroska file of ffmpeg's counts from zero, wherever the first packet is; so does an mp4 as a whole."""
+    from_zero = _matroska(source) or source.format.startswith("mov")
+    return duration - start if from_zero and 0 < start < duration else duration
+
+
+def _matroska(source: Media) -> bool:
+    return source.format.startswith("matroska")
+
+
 def _video_end(stream: VideoStream, source: Media) -> float | None:
-    """When the source's picture ends, counted from the file's first time stamp, which becomes the output's zero."""
     if stream.duration:
-        return stream.start - source.start + stream.duration
+        return _end(stream, source)
     # the container's duration is its longest stream's: the picture's own only where there is nothing else
     return source.duration if source.duration and not source.audio else None
+
+
+def _end(stream: VideoStream | AudioStream, source: Media) -> float | None:
+    """When a stream of the source ends, from the file's first time stamp, which becomes the output's zero."""
+    length = length_of(stream, source)
+    return None if length is None else stream.start - source.start + length

@@ -1,133 +1,74 @@
 """From scratch to final names: fsync, rename, and the manifest last. Until the manifest stands nothing is promised.
 
-A scratch folder lies in the folder of the first target, so that a rename never crosses file systems. Once every
-output is verified an intent is written into it; whoever finds a folder with an intent completes it, and one without
-is removed.
+Once every output is verified an intent is written into the scratch folder; whoever finds a folder with an intent
+completes it, or takes it back, and one without is removed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 from transcoder.errors import JobCancelled, TargetExists, TargetUnwritable
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
+from transcoder.scratch import INTENT, Scratch, abandoned
+from transcoder.targets import crosses, unwritable
 
 _log = logging.getLogger(__name__)
-_INTENT = "intent.json"
-_LOCK = "lock"
-_LONGEST_NAME = 255
+_BEFORE = ".before"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """A folder of this attempt's own; `paths` are where ffmpeg writes, one for each target."""
+def recover(job_id: str, attempt: int, targets: Sequence[str], policy: Policy) -> Json | None:
+    """Complete or undo what an earlier attempt at this job left beside the target.
 
-    folder: str
-    paths: tuple[str, ...]
-    targets: tuple[str, ...]
-
-
-def refuse_targets(targets: Sequence[str], source: str, policy: Policy, *, overwrite: bool) -> None:
-    """Check every target before any work is done.
+    Returns the manifest where the earlier attempt had verified outputs, which now stand under their names.
 
     Raises:
-        PathRefused: outside the media roots.
-        TargetExists: it exists and may not be replaced, or is the source.
-        TargetUnwritable: its folder is missing or read-only, its name too long, or the folders span file systems.
+        PathRefused: a target lies outside the media roots.
+        TargetExists: another process is at work on this attempt, or somebody else made a target meanwhile.
+        TargetUnwritable: the file system refuses.
     """
     for target in targets:
         refuse_leading_out(target, policy.roots)
-        _refuse_folder(os.path.dirname(target))
-        _refuse_name(target)
-        if os.path.exists(target) and os.path.exists(source) and os.path.samefile(target, source):
-            raise TargetExists(f"the target {target!r} is the source itself", "Name another target.")
-        if os.path.lexists(target) and not overwrite:
-            raise TargetExists(f"the target {target!r} exists", "Name another target, or allow --overwrite.")
-        if os.path.isdir(target):
-            raise TargetUnwritable(f"the target {target!r} is a folder", "Name a file in it.")
-    if len({os.stat(os.path.dirname(target)).st_dev for target in targets}) > 1:
-        raise _crosses(targets[0], targets[-1])
-
-
-@contextmanager
-def scratch(job_id: str, attempt: int, targets: Sequence[str], extensions: Sequence[str]) -> Iterator[Scratch]:
-    """A scratch folder for one attempt, gone afterwards whatever happens.
-
-    Raises:
-        TargetExists: another process is at work on this very job.
-        TargetUnwritable: it cannot be made.
-    """
-    folder = os.path.join(os.path.dirname(targets[0]), f".transcoder-{job_id}-{attempt}")
-    try:
-        os.mkdir(folder, 0o700)
-    except FileExistsError:
-        raise _busy(job_id) from None
-    except OSError as error:
-        raise _unwritable(os.path.dirname(folder), error) from None
-    lock = _lock(folder)
-    try:
-        paths = tuple(os.path.join(folder, f"{number}.{ending}") for number, ending in enumerate(extensions))
-        yield Scratch(folder, paths, tuple(targets))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def recover(job_id: str, targets: Sequence[str], policy: Policy) -> Json | None:
-    """Complete or undo what an interrupted attempt at this job left beside the target.
-
-    Returns the manifest where the interrupted attempt had verified outputs, which now stand under their names.
-
-    Raises:
-        TargetExists: the attempt is not interrupted: another process is at work on it.
-    """
-    around = os.path.dirname(targets[0])
     manifest = None
-    for name in sorted(os.listdir(around)) if os.path.isdir(around) else ():
-        if not name.startswith(f".transcoder-{job_id}-"):
-            continue
-        folder = os.path.join(around, name)
-        lock = _lock_or_none(folder)
-        if lock is None:
-            raise _busy(job_id)
-        try:
-            manifest = _complete(folder, policy) or manifest
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)
-    return manifest
+    with closing(abandoned(job_id, attempt, os.path.dirname(targets[0]))) as folders:
+        for folder in folders:
+            manifest = _complete(folder, targets, policy) or manifest
+    return manifest or _standing(job_id, attempt, targets, policy)
 
 
 def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> None:
     """Give every output its name, then the manifest its own (named in its result), each whole at every moment.
 
     Raises:
-        TargetExists: somebody else made a target meanwhile.
+        TargetExists: somebody else made a target meanwhile, or took the job over.
         TargetUnwritable: the file system refuses.
     """
-    for made in held.paths:
-        _own(made, policy)
-        _sync(made)
-    moves = [[os.path.basename(made), target] for made, target in zip(held.paths, held.targets, strict=True)]
-    intent = {"moves": moves, "overwrite": overwrite, "content": manifest}
-    _write(os.path.join(held.folder, _INTENT), intent)
+    try:
+        for made in held.paths:
+            _own(made, policy)
+            _sync(made)
+        moves = [
+            [os.path.basename(made), target, os.stat(made).st_ino]
+            for made, target in zip(held.paths, held.targets, strict=True)
+        ]
+        intent = {"moves": moves, "overwrite": overwrite, "content": manifest}
+        _write(os.path.join(held.folder, INTENT), intent)
+        _sync(held.folder)
+    except OSError as error:
+        raise unwritable(held.targets[0], error) from None
     _carry_out(held.folder, intent, policy)
 
 
@@ -144,74 +85,117 @@ def sha256(path: str, cancelled: Callable[[], bool]) -> str:
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(1 << 18):
             digest.update(block)
             if cancelled():
-                raise JobCancelled("the job was cancelled before publishing")
+                raise JobCancelled(
+                    "the job was cancelled before publishing", "Submit it again if it is wanted after all."
+                )
     return digest.hexdigest()
 
 
 def _carry_out(folder: str, intent: Json, policy: Policy) -> None:
-    """Rename what is not renamed yet, then the manifest. May be repeated after an interruption."""
-    done: list[str] = []
-    for name, target in intent["moves"]:
-        made = os.path.join(folder, name)
-        if not os.path.lexists(made):
-            continue
-        try:
-            _rename(made, target, overwrite=intent["overwrite"])
-        except FileExistsError:
-            # an unfinished ladder is taken back: none of it was promised
-            for other in done:
-                os.unlink(other)
-            raise TargetExists(f"the target {target!r} came into being meanwhile", "Name another target.") from None
-        except OSError as error:
-            raise _crosses(made, target) if error.errno == errno.EXDEV else _unwritable(target, error) from None
-        done.append(target)
-    for place in sorted({os.path.dirname(target) for _, target in intent["moves"]}):
-        _sync(place)
-    _place_manifest(folder, intent, policy)
+    """Rename what is not renamed yet, then the manifest. May be repeated after an interruption.
 
-
-def _place_manifest(folder: str, intent: Json, policy: Policy) -> None:
+    The manifest is written first and renamed last: where there is no room for it, nothing is renamed at all.
+    """
     path = intent["content"]["result"]["manifest"]
-    same = os.path.dirname(path) == os.path.dirname(folder)
-    draft = os.path.join(folder, "manifest.json") if same else f"{path}.part"
+    draft = _draft(folder, path)
+    target = path
     try:
         _write(draft, intent["content"])
         _own(draft, policy)
+        for name, target, inode in intent["moves"]:
+            if not _moved(target, inode):
+                _rename(os.path.join(folder, name), target, overwrite=intent["overwrite"])
+        target = path
+        for place in sorted({os.path.dirname(other) for _, other, _ in intent["moves"]}):
+            _sync(place)
         os.replace(draft, path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
+    except (OSError, TargetUnwritable) as error:
+        if not os.path.exists(os.path.join(folder, INTENT)):
+            raise TargetExists(
+                f"another process took over while {target!r} was published",
+                "Look at the job's record; it goes on there.",
+            ) from None
+        _take_back(folder, intent)
+        raise _refused(folder, target, error) from None
     _sync(os.path.dirname(path))
 
 
-def _complete(folder: str, policy: Policy) -> Json | None:
-    """Carry out the intent of an interrupted attempt; None where there is none or its files are gone."""
+def _draft(folder: str, path: str) -> str:
+    """Where the manifest is written: in scratch, or beside its place where that is another folder."""
+    same = os.path.dirname(path) == os.path.dirname(folder)
+    return os.path.join(folder, "manifest.json") if same else f"{path}.part"
+
+
+def _moved(target: str, inode: int) -> bool:
+    """The output stands under its name already; after an interrupted link it is in scratch as well."""
+    return os.path.lexists(target) and os.lstat(target).st_ino == inode
+
+
+def _take_back(folder: str, intent: Json) -> None:
+    """Undo the renames: none of it was promised. What was overwritten comes back where a link to it could be kept."""
+    with suppress(OSError):
+        os.unlink(_draft(folder, intent["content"]["result"]["manifest"]))
+    for name, target, inode in intent["moves"]:
+        before = os.path.join(folder, name + _BEFORE)
+        with suppress(OSError):
+            if _moved(target, inode):
+                if os.path.lexists(before):
+                    os.replace(before, target)
+                else:
+                    os.unlink(target)
+
+
+def _complete(folder: str, targets: Sequence[str], policy: Policy) -> Json | None:
+    """Carry out the intent of an interrupted attempt; None where there is none of ours, or its files are gone."""
     try:
-        with open(os.path.join(folder, _INTENT), encoding="utf-8") as file:
+        with open(os.path.join(folder, INTENT), encoding="utf-8") as file:
             intent = json.load(file)
     except (OSError, ValueError):
         return None
-    whole = all(
-        os.path.lexists(os.path.join(folder, name)) or os.path.lexists(target) for name, target in intent["moves"]
-    )
-    if not whole:
+    moves = intent["moves"]
+    # nobody else's word moves a file: only the outputs of this job, to the targets of this job
+    if [target for _, target, _ in moves] != list(targets) or any("/" in name for name, _, _ in moves):
+        return None
+    if not all(os.path.lexists(os.path.join(folder, name)) or _moved(target, inode) for name, target, inode in moves):
+        _take_back(folder, intent)
         return None
     _carry_out(folder, intent, policy)
     content: Json = intent["content"]
     return content
 
 
+def _standing(job_id: str, attempt: int, targets: Sequence[str], policy: Policy) -> Json | None:
+    """The manifest of an earlier attempt that published everything and died before it could say so."""
+    try:
+        with open(manifest_path(job_id, targets, policy), encoding="utf-8") as file:
+            content: Json = json.load(file)
+        made = {one["path"]: one["bytes"] for one in content["result"]["outputs"]}
+        sizes = {target: os.path.getsize(target) for target in targets}
+        return content if content["job"] == job_id and content["attempt"] < attempt and made == sizes else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _rename(made: str, target: str, *, overwrite: bool) -> None:
     """Rename in one step; without `overwrite` an existing target is left alone, however late it came."""
     if overwrite:
+        with suppress(OSError):  # nothing there, or a file system without links
+            os.link(target, made + _BEFORE)
         os.replace(made, target)
         return
     if _renameat2(made, target):
         return
-    os.link(made, target)  # file systems without RENAME_NOREPLACE (NFS): a link refuses an existing name as well
-    os.unlink(made)
+    try:
+        os.link(made, target)  # file systems without RENAME_NOREPLACE (NFS): a link refuses an existing name as well
+    except OSError:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(made, target)  # without links too (storage mounted by FUSE): the claim on the target has to do
+    else:
+        os.unlink(made)
 
 
 def _renameat2(made: str, target: str) -> bool:
@@ -236,13 +220,16 @@ def _write(path: str, content: Json) -> None:
 
 
 def _own(path: str, policy: Policy) -> None:
-    os.chmod(path, 0o666 & ~policy.umask)
+    try:
+        os.chmod(path, 0o666 & ~policy.umask)
+    except OSError as error:  # file systems with one mode for all (CIFS, exFAT)
+        _log.warning("the mode of %s cannot be set: %s", path, error.strerror)
     if policy.owner is not None:
         try:
             os.chown(path, *policy.owner)
         except OSError as error:
             raise TargetUnwritable(
-                f"outputs cannot be given to owner {policy.owner[0]}:{policy.owner[1]}: {error.strerror}",
+                f"{path!r} cannot be given to owner {policy.owner[0]}:{policy.owner[1]}: {error.strerror}",
                 "Run as root or as that user, or unset TRANSCODER_OWNER.",
             ) from None
 
@@ -254,67 +241,16 @@ def _sync(path: str) -> None:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise _unwritable(path, error) from None
+            raise
         _log.warning("this file system cannot fsync %s", path)
     finally:
         os.close(handle)
 
 
-def _lock(folder: str) -> int:
-    handle = os.open(os.path.join(folder, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    return handle
-
-
-def _lock_or_none(folder: str) -> int | None:
-    """The lock of a scratch folder whose owner is gone; None while the owner lives."""
-    handle = os.open(os.path.join(folder, _LOCK), os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _refuse_folder(folder: str) -> None:
-    try:
-        state = os.stat(folder)
-    except OSError as error:
-        raise TargetUnwritable(
-            f"the target's folder {folder!r} cannot be used: {error.strerror}", "Make the folder first."
-        ) from None
-    if not stat.S_ISDIR(state.st_mode):
-        raise TargetUnwritable(f"{folder!r} is not a folder", "Name a target in a folder.")
-    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise TargetUnwritable(
-            f"the target's folder {folder!r} cannot be written by user {os.geteuid()}",
-            "Give this user write permission, or mount the volume read-write.",
-        )
-
-
-def _refuse_name(target: str) -> None:
-    if not os.path.basename(target):
-        raise TargetUnwritable(f"the target {target!r} names a folder", "Name a file in it.")
-    if len(os.fsencode(os.path.basename(target))) > _LONGEST_NAME:
-        raise TargetUnwritable(
-            f"the target's name is longer than {_LONGEST_NAME} bytes: {os.path.basename(target)[:40]!r}…",
-            "Choose a shorter name.",
-        )
-
-
-def _busy(job_id: str) -> TargetExists:
-    return TargetExists(
-        f"another process is at work on this job ({job_id})", "Wait for it, or stop it; then run it again."
-    )
-
-
-def _crosses(one: str, other: str) -> TargetUnwritable:
-    return TargetUnwritable(
-        f"{one!r} and {other!r} lie on different file systems, between which no file can be renamed in one step",
-        "Put all outputs of a job on one file system.",
-    )
-
-
-def _unwritable(path: str, error: OSError) -> TargetUnwritable:
-    return TargetUnwritable(f"{path!r} cannot be written: {error.strerror}", "Check space and permissions there.")
+def _refused(folder: str, target: str, error: OSError | TargetUnwritable) -> TargetExists | TargetUnwritable:
+    """What to say of a rename that failed."""
+    if isinstance(error, TargetUnwritable):
+        return error
+    if isinstance(error, FileExistsError):
+        return TargetExists(f"the target {target!r} came into being meanwhile", "Name another target.")
+    return crosses(folder, target) if error.errno == errno.EXDEV else unwritable(target, error)

@@ -69,7 +69,8 @@ class _Bar:
 
     def pace(self, fraction: float | None, fps: float | None, speed: float | None, eta: float | None) -> None:
         total = None if fraction is None else 1.0
-        self._progress.update(self._task, completed=fraction or 0.0, total=total, pace=in_words(fps, speed, eta))
+        pace = in_words(fps, speed, eta)
+        self._progress.update(self._task, completed=fraction or 0.0, total=total, pace=pace, refresh=fraction == 1.0)
 
     def note(self, sentence: str) -> None:
         self._progress.console.print(Text(plain(sentence)), soft_wrap=True)

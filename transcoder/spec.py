@@ -7,7 +7,7 @@ rates in frames per second.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,8 @@ Container = Literal["mp4", "mkv", "webm"]
 Api = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$", max_length=16)]
 
 PLACEHOLDER = re.compile(r"\{(name|height|profile|ext|stem)\}")
+_BRACED = re.compile(r"\{[a-z]+\}")
+_INT32 = 2**31 - 1  # ffmpeg's options for rates and buffers
 _ENCODED_CODECS_OF_WEBM = {"video": ("av1", "vp9", "copy"), "audio": ("opus", "copy")}
 
 
@@ -44,6 +46,9 @@ M = TypeVar("M", bound=BaseModel)
 Path = Annotated[str, Field(min_length=2, max_length=4096), AfterValidator(_path)]
 
 
+Numbers = Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(min_length=1)]
+
+
 class Model(BaseModel):
     """The common rules: frozen, unknown fields refused, no NaN or infinity."""
 
@@ -59,7 +64,7 @@ class Bitrate(Model):
         None, ge=10_000, le=1_000_000_000, description="Ceiling, in bits per second; 1.5 x bitrate when left out."
     )
     bufsize: int | None = Field(
-        None, ge=10_000, le=4_000_000_000, description="Buffer of the ceiling, in bits; 2 x maxrate when left out."
+        None, ge=10_000, le=_INT32, description="Buffer of the ceiling, in bits; 2 x maxrate when left out."
     )
 
     @model_validator(mode="after")
@@ -76,7 +81,7 @@ class Bitrate(Model):
     @property
     def buffer(self) -> int:
         """The buffer of the ceiling in bits."""
-        return self.bufsize or self.ceiling * 2
+        return self.bufsize or min(self.ceiling * 2, _INT32)
 
 
 class ConstantBitrate(Model):
@@ -84,14 +89,12 @@ class ConstantBitrate(Model):
 
     mode: Literal["constant"] = "constant"
     bitrate: int = Field(ge=10_000, le=1_000_000_000, description="Bits per second, at every moment.")
-    bufsize: int | None = Field(
-        None, ge=10_000, le=4_000_000_000, description="Buffer in bits; 2 x bitrate when left out."
-    )
+    bufsize: int | None = Field(None, ge=10_000, le=_INT32, description="Buffer in bits; 2 x bitrate when left out.")
 
     @property
     def buffer(self) -> int:
         """The buffer in bits."""
-        return self.bufsize or self.bitrate * 2
+        return self.bufsize or min(self.bitrate * 2, _INT32)
 
 
 class Quality(Model):
@@ -125,7 +128,7 @@ class Video(Model):
         "enlarges, 'skip' leaves this output out (the rungs of a ladder).",
     )
     max_fps: float | None = Field(
-        None, gt=0, le=1000, description="Cap in frames per second; sources below it keep their own, variable or not."
+        None, ge=1, le=1000, description="Cap in frames per second; sources below it keep their own, variable or not."
     )
     rate: Rate = Field(default_factory=lambda: Quality(quality=23), description="Rate control.")
     gop: float = Field(
@@ -152,7 +155,9 @@ class Audio(Model):
     channels: int | None = Field(
         None, ge=1, le=8, description="Channels to mix down to; a source with fewer keeps its own."
     )
-    streams: Literal["all", "first"] | tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
+    streams: (
+        Literal["all", "first"] | Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...], Field(min_length=1)]
+    ) = Field(
         "all", description="Which of the source's audio streams: 'all', 'first', or their numbers among audio from 0."
     )
 
@@ -222,7 +227,7 @@ class JobSpec(Model):
         max_length=128,
         description="Client token: submitting the same token and spec again answers with the first job.",
     )
-    metadata: dict[str, str] = Field(
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=1024)]] = Field(
         default_factory=dict, max_length=64, description="Words of the user, kept with the job and its manifest."
     )
     overwrite: bool = Field(False, description="Replace targets that exist; otherwise they are refused.")
@@ -231,6 +236,19 @@ class JobSpec(Model):
         "sampled", description="Decode the first, the last and three other groups of pictures, or everything."
     )
 
+    if not TYPE_CHECKING:  # the checker keeps the fields' own signature
+
+        def __init__(self, **fields):
+            """From fields by name.
+
+            Raises:
+                SpecError: naming each field that is wrong.
+            """
+            try:
+                super().__init__(**fields)
+            except ValidationError as refused:
+                raise _refused(refused) from None
+
     @model_validator(mode="after")
     def _outputs_are_distinct(self) -> Self:
         names = [output.name for output in self.outputs]
@@ -238,8 +256,11 @@ class JobSpec(Model):
             raise ValueError("every output has a name of its own")
         if len(names) > 1 and not re.search(r"\{(name|height|ext)\}", self.target):
             raise ValueError("several outputs need a target template with {name}, {height} or {ext} in it")
-        if self.target == self.source:
-            raise ValueError("the target is not the source itself")
+        if unknown := next((word for word in _BRACED.findall(self.target) if not PLACEHOLDER.fullmatch(word)), None):
+            raise ValueError(
+                f"target: there is no placeholder {unknown}; there are {{name}}, {{height}}, {{profile}}, "
+                "{ext} and {stem}"
+            )
         return self
 
     def target_of(self, output: Output, height: int | None) -> str:
@@ -280,10 +301,15 @@ def validated(model: type[M], data: object) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as refused:
-        raise SpecError(
-            "\n".join(_line(error["loc"], error["msg"], error["type"]) for error in refused.errors()),
-            "`transcoder schema` prints every field with its meaning.",
-        ) from None
+        raise _refused(refused) from None
+
+
+def _refused(error: ValidationError) -> SpecError:
+    found = error.errors()
+    # a tuple with a wrong member is also said to be too short
+    kept = [one for one in found if one["type"] != "too_short"] or found
+    lines = "\n".join(_line(one["loc"], one["msg"], one["type"]) for one in kept)
+    return SpecError(lines, "`transcoder schema` prints every field with its meaning.")
 
 
 def _line(where: tuple[int | str, ...], why: str, kind: str) -> str:

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from transcoder import __version__, backends
+from transcoder import backends
 from transcoder.errors import FfmpegMissing
 from transcoder.machine import Ability, Build, Machine, Trial
 from transcoder.policy import Policy
+from transcoder.version import __version__
 
 OLDEST = (5, 1)
 """The oldest ffmpeg that has every option used here (-fps_mode came with 5.1)."""
@@ -66,7 +67,10 @@ def _try_all(program: str) -> Known:
 
 
 def _build(program: str) -> Build:
-    version = _said(program, "-version").split("\n", 1)[0].removeprefix("ffmpeg version ").split(" ")[0]
+    first = _said(program, "-version").split("\n", 1)[0]
+    if not first.startswith("ffmpeg version "):
+        raise FfmpegMissing(f"{program} is not ffmpeg: it says {first[:80]!r}", "Point TRANSCODER_FFMPEG at ffmpeg.")
+    version = first.removeprefix("ffmpeg version ").split(" ")[0]
     found = re.match(r"n?(\d+)\.(\d+)", version)
     # a version without numbers is a build of the development branch, newer than any release
     numbers = (int(found[1]), int(found[2])) if found else ()
@@ -75,7 +79,7 @@ def _build(program: str) -> Build:
             f"{program} is version {version}; {OLDEST[0]}.{OLDEST[1]} or newer is needed",
             "Install a newer ffmpeg (Debian 12 has 5.1), or point TRANSCODER_FFMPEG at one.",
         )
-    encoders = re.findall(r"^ [VAS][A-Z.]{5} (\S+)", _said(program, "-encoders"), re.M)
+    encoders = re.findall(r"^ [VAS][A-Z.]{5} ([a-zA-Z0-9]\S*)", _said(program, "-encoders"), re.M)
     return Build(version, numbers, frozenset(encoders))
 
 
@@ -125,7 +129,7 @@ def _recall(path: str | None) -> Known | None:
 
 def _remember(path: str | None, known: Known) -> None:
     """Best effort: a read-only home only costs the next start some trials."""
-    if path is None or os.path.exists(path):
+    if path is None or _recall(path) == known:
         return
     build, abilities = known
     held: dict[str, Any] = {

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 from transcoder import ffmpeg, media
 from transcoder.command import Rung
-from transcoder.errors import JobCancelled
-from transcoder.faults import Evidence, Fault, FaultClass, errors_in
+from transcoder.errors import InputRefused, InputUnreadable, JobCancelled
+from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.plan import Plan
 from transcoder.policy import Policy
 from transcoder.probe import first_frame_hdr, watched
@@ -53,9 +53,13 @@ def verify(
     """Check every output against its promise, then decode parts of it, or everything.
 
     Raises:
-        Fault: MISMATCH for an output that breaks its promise, INPUT where it is short of what the source promised.
+        Fault: MISMATCH for an output that breaks its promise, INPUT where it is short of what the source promised,
+            OUTPUT where there was no room for it.
         JobCancelled: `cancelled` said so.
     """
+    kind, what = classify(0, finished.stderr)
+    if kind is FaultClass.OUTPUT:  # ffmpeg 5.1 ends with 0 when the disk is full at the trailer
+        raise Fault(kind, what, Evidence(stderr=finished.stderr))
     made = [
         Made(path, rung, look(path, policy, cancelled, hdr=_carries_mastering(rung)))
         for path, rung in zip(paths, planned.rungs, strict=True)
@@ -83,16 +87,22 @@ def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool 
         *("-show_chapters", "-show_entries", "packet=stream_index,pts_time,dts_time,duration_time,flags"),
         *("-of", "json=c=1", "-i", f"file:{path}"),
     )
-    limit = policy.probe_limit + os.path.getsize(path) / SLOWEST_READ
-    with watched(words, limit, path) as child:
-        assert child.stdout
-        report, tracks = _read(child.stdout, cancelled)
-    if child.returncode != 0 or not report:
-        raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
-    found = media.read(report)
-    if hdr and (stream := found.main_video) and stream.mastering is None:
-        mastering, light = first_frame_hdr(path, policy)
-        found = replace(found, video=(replace(stream, mastering=mastering, light_level=light), *found.video[1:]))
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    if size == 0:
+        raise Fault(FaultClass.MISMATCH, "ffmpeg said success and made no file", Evidence(words))
+    try:
+        with watched(words, policy.probe_limit + size / SLOWEST_READ, path) as child:
+            assert child.stdout
+            report, tracks = _read(child.stdout, cancelled)
+            child.wait()  # the watch still runs
+        if child.returncode != 0 or not report:
+            raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
+        found = media.read(report)
+        if hdr and (stream := found.main_video) and stream.mastering is None:
+            mastering, light = first_frame_hdr(path, policy)
+            found = replace(found, video=(replace(stream, mastering=mastering, light_level=light), *found.video[1:]))
+    except (InputUnreadable, InputRefused) as error:  # what probing says of sources; here it is the output
+        raise Fault(FaultClass.MISMATCH, f"the output cannot be read back: {error.what}", Evidence(words)) from None
     return Facts(found, tracks)
 
 
@@ -137,27 +147,29 @@ class _Span:
 
 
 def _read(lines: IO[bytes], cancelled: Callable[[], bool]) -> tuple[media.Json, dict[int, Track]]:
-    """Ffprobe's compact JSON as it comes: packets, which begin a line each, are counted and dropped; the rest is kept."""
+    """Ffprobe's compact JSON as it comes: packets, a line each, are counted and dropped; the rest is kept."""
     spans: dict[int, _Span] = {}
     rest: list[str] = []
     among_packets = False
-    for number, line in enumerate(lines):
-        if number % 4096 == 0 and cancelled():
-            raise JobCancelled("the job was cancelled while verifying")
-        if line.startswith(_PACKETS_BEGIN):
-            among_packets = True
-        elif among_packets and line.startswith(b'        { "stream_index"'):
-            # side data follows on lines of its own, before the closing brace
-            packet = json.loads(line.strip().rstrip(b",").removesuffix(b"}") + b"}")
-            spans.setdefault(packet["stream_index"], _Span()).see(packet)
-        elif among_packets:
-            among_packets = not line.startswith(b"    ]")
-        else:
-            rest.append(line.decode("utf-8", "replace"))
     try:
+        for number, line in enumerate(lines):
+            if number % 4096 == 0 and cancelled():
+                raise JobCancelled(
+                    "the job was cancelled while verifying", "Submit it again if it is wanted after all."
+                )
+            if line.startswith(_PACKETS_BEGIN):
+                among_packets = True
+            elif among_packets and line.startswith(b'        { "stream_index"'):
+                # side data follows on lines of its own, before the closing brace
+                packet = json.loads(line.strip().rstrip(b",").removesuffix(b"}") + b"}")
+                spans.setdefault(packet["stream_index"], _Span()).see(packet)
+            elif among_packets:
+                among_packets = not line.startswith(b"    ]")
+            else:
+                rest.append(line.decode("utf-8", "replace"))
         report = json.loads("".join(rest))
-    except ValueError:
-        report = {}
+    except ValueError:  # ffprobe died in the middle of a line
+        return {}, {}
     kinds = {stream.get("index"): stream.get("codec_type") for stream in report.get("streams", [])}
     return report, {index: span.track(kinds.get(index) == "video") for index, span in spans.items() if span.packets}
 
@@ -190,7 +202,8 @@ def _decode(parts: Sequence[Part], policy: Policy, cancelled: Callable[[], bool]
 def _reading(parts: Sequence[Part]) -> list[str]:
     words: list[str] = []
     for made, (start, length) in parts:
-        words += ["-protocol_whitelist", "file"]
+        # one thread an input: frame threads multiply the memory of several inputs and decode little faster
+        words += ["-protocol_whitelist", "file", "-threads", "1"]
         words += ["-ss", f"{start:.6f}"] if start is not None else []
         words += ["-t", f"{length:.6f}"] if length is not None else []
         words += ["-i", f"file:{made.path}"]
@@ -198,7 +211,9 @@ def _reading(parts: Sequence[Part]) -> list[str]:
 
 
 def _discarding(parts: int) -> list[str]:
-    return [word for part in range(parts) for word in ("-map", f"{part}:v:0?", "-map", f"{part}:a?", "-f", "null", "-")]
+    # in ticks of 1/rate two pictures of a variable rate can fall on one, which the null muxer takes for damage
+    null = ("-fps_mode:v", "passthrough", "-enc_time_base:v", "1:1000000", "-f", "null", "-")
+    return [word for part in range(parts) for word in ("-map", f"{part}:v:0?", "-map", f"{part}:a?", *null)]
 
 
 def windows(fact: Facts, seed: str) -> tuple[Window, ...]:

@@ -13,7 +13,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from math import inf
 from time import monotonic, sleep
 from typing import TypeVar
 
-from transcoder import __version__, log, metrics, queue, settings, spec
+from transcoder import log, metrics, queue, settings, spec
 from transcoder.errors import BrokerUnavailable, JobCancelled, JobUnknown, TranscoderError, TransitionRefused
 from transcoder.events import Advanced, Emit, Event, Failed, Started, phase
 from transcoder.job import transcode
@@ -33,6 +32,7 @@ from transcoder.manifest import Attempt
 from transcoder.policy import Policy
 from transcoder.settings import Settings
 from transcoder.survey import cpus, survey
+from transcoder.version import __version__
 
 BEAT = 0.4
 """Seconds between two words to the ledger while jobs run: with a poll of ffmpeg's, a cancelled job ends within 1 s."""
@@ -47,13 +47,14 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`transcoder worker`: work until a signal. Gives the exit code."""
+    """`transcoder worker`: work until a signal. Gives the exit code.
+
+    Raises:
+        SettingsError: a variable is wrong, or the media roots are not set.
+        FfmpegMissing: ffmpeg is missing or too old; a job that was taken is back on the queue.
+    """
     arguments = _arguments(argv)
-    try:
-        return _work(settings.read(), arguments.concurrency, arguments.name)
-    except TranscoderError as wrong:
-        print(f"transcoder worker: {wrong}", file=sys.stderr)
-        return wrong.exit_code
+    return _work(settings.read(), arguments.concurrency, arguments.name)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -151,7 +152,8 @@ class Worker:
         try:
             equipment = self._equipped.result()
         except Exception as wrong:  # this worker is about to end, see _stop_where_it_failed
-            held.hand_back(claimed.priority, f"the worker cannot work: {str(wrong).splitlines()[0]}")
+            first_line = str(wrong).partition("\n")[0]
+            held.hand_back(claimed.priority, f"the worker cannot work: {first_line}")
             return
         self._transcode(held, claimed, equipment)
 
@@ -251,7 +253,7 @@ class Heart:
     def __init__(self, ledger: Ledger, owner: str) -> None:
         self.owner = owner
         self._ledger = ledger
-        self._held: dict[str, Held] = {}
+        self._held: set[Held] = set()
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._consuming = False
@@ -286,12 +288,12 @@ class Heart:
     @contextmanager
     def watching(self, held: Held) -> Iterator[None]:
         """Tell about this job, too."""
-        self._held[held.job_id] = held
+        self._held.add(held)
         self._awake.set()
         try:
             yield
         finally:
-            del self._held[held.job_id]
+            self._held.discard(held)
 
     def _live(self) -> None:
         while not self._ended.is_set():
@@ -301,7 +303,7 @@ class Heart:
             self._awake.clear()
 
     def _beat(self) -> None:
-        told = [(held, held.report()) for held in list(self._held.values())]
+        told = [(held, held.report()) for held in self._held.copy()]
         try:
             verdicts = self._ledger.beat(self.owner, [report for _, report in told])
         except BrokerUnavailable as away:
@@ -313,9 +315,9 @@ class Heart:
             log.LOGGER.exception("the heart missed a beat")
             return
         self._answered, self._away = monotonic(), False
-        for held, report in told:
+        for (held, report), verdict in zip(told, verdicts, strict=True):
             held.told(report)
-            if held.job_id in verdicts:
+            if verdict != "go on":
                 held.must_stop()
 
 

@@ -8,7 +8,7 @@ from math import ceil
 
 from transcoder.command import Command, Filter, Options, Route, Rung, Work, branch
 from transcoder.machine import SOFTWARE, Ability, Build, Machine, Trial
-from transcoder.media import LightLevel, Mastering, VideoStream
+from transcoder.media import Colour, LightLevel, Mastering, VideoStream
 from transcoder.picture import Picture
 from transcoder.spec import Bitrate, ConstantBitrate, Quality, Rate, Video
 
@@ -35,9 +35,9 @@ SPEEDS: dict[str, dict[str, Options]] = {
 
 QUALITY: dict[str, tuple[tuple[int, int], ...]] = {
     "libx264": ((1, 1), (51, 51)),
-    "libx265": ((1, 2), (18, 20), (23, 25), (28, 30), (51, 51)),
-    "libsvtav1": ((1, 4), (18, 25), (23, 34), (28, 44), (51, 63)),
-    "libvpx-vp9": ((1, 4), (18, 25), (23, 33), (28, 41), (51, 63)),
+    "libx265": ((1, 1), (18, 18), (23, 21), (28, 28), (33, 34), (38, 39), (51, 51)),
+    "libsvtav1": ((1, 1), (18, 19), (23, 29), (28, 47), (33, 57), (38, 61), (51, 63)),
+    "libvpx-vp9": ((1, 1), (18, 16), (23, 25), (28, 38), (33, 49), (38, 58), (51, 63)),
 }
 """Points (libx264's CRF, this encoder's CRF) of equal quality, straight lines between; docs/quality.md."""
 
@@ -72,10 +72,16 @@ def commands(work: Work, machine: Machine) -> tuple[Command, ...]:
 
 
 def _encoder(rung: Rung, machine: Machine) -> str | None:
-    if rung.output.video is None or rung.picture is None:
+    video, picture = rung.output.video, rung.picture
+    if video is None or picture is None or (video.codec == "vp9" and picture.mastering and not _hands_on(machine)):
         return None
-    able = machine.can(API, rung.output.video.codec, rung.picture.depth)
+    able = machine.can(API, video.codec, picture.depth)
     return able.encoder if able else None
+
+
+def _hands_on(machine: Machine) -> bool:
+    """Whether ffmpeg hands HDR10's metadata on to the container: VP9 has no place for it in its own stream."""
+    return not machine.build.numbers or machine.build.numbers >= (7, 1)
 
 
 def _filters(rung: Rung) -> tuple[Filter, ...]:
@@ -89,6 +95,8 @@ def _filters(rung: Rung) -> tuple[Filter, ...]:
         steps.append(Filter("fps", (("fps", f"{picture.fps.numerator}/{picture.fps.denominator}"),)))
     if picture.scale or picture.from_rgb or picture.from_full_range:
         steps.append(_scale(picture))
+    if picture.from_rgb:
+        steps.append(_named(picture.colour))
     if picture.scale:
         steps.append(Filter("setsar", (("sar", f"{picture.sar.numerator}/{picture.sar.denominator}"),)))
     steps.append(Filter("format", (("pix_fmts", PIXELS[picture.depth]),)))
@@ -99,6 +107,12 @@ def _scale(picture: Picture) -> Filter:
     matrix = (("out_color_matrix", "bt709"),) if picture.from_rgb else ()
     size = (("w", str(picture.width)), ("h", str(picture.height)))
     return Filter("scale", (*size, ("flags", "bicubic"), ("out_range", "tv"), *matrix))
+
+
+def _named(colour: Colour) -> Filter:
+    """Say the new colours in the frames: from ffmpeg 7 on they outweigh the encoder's options."""
+    names = (("color_primaries", colour.primaries), ("color_trc", colour.transfer), ("colorspace", colour.matrix))
+    return Filter("setparams", tuple((key, name) for key, name in names if name))
 
 
 def _encoder_options(rung: Rung, machine: Machine) -> Options:
@@ -158,19 +172,28 @@ def _key_frames(encoder: str, video: Video, picture: Picture, source: VideoStrea
 
 
 def _timing(picture: Picture, source: VideoStream) -> Options:
-    """Every frame keeps its own time; with a variable rate in the source's own time base, not in 1/rate."""
+    """Every frame keeps its own time; with a variable rate in the source's own ticks, not in those of 1/rate."""
+    tick = source.tick or Fraction(1, 90_000)
     variable = source.variable_rate and not picture.fps
-    return (("fps_mode:v", "vfr"), *((("enc_time_base:v", "-1"),) if variable else ()))
+    return (
+        ("fps_mode:v", "vfr"),
+        *((("enc_time_base:v", f"{tick.numerator}:{tick.denominator}"),) if variable else ()),
+    )
 
 
 def _colour(picture: Picture) -> Options:
+    transfer = picture.colour.transfer or ""
     tags = {
         "color_primaries:v": picture.colour.primaries,
-        "color_trc:v": picture.colour.transfer,
+        "color_trc:v": _TRANSFER_OPTIONS.get(transfer, transfer),
         "colorspace:v": picture.colour.matrix,
         "color_range:v": picture.colour.range,
     }
     return tuple((name, value) for name, value in tags.items() if value)
+
+
+_TRANSFER_OPTIONS = {"bt470m": "gamma22", "bt470bg": "gamma28"}
+"""Where the option has another word for a transfer than ffprobe."""
 
 
 def _parameters(encoder: str, rate: Rate, picture: Picture, threads: int) -> tuple[str, str] | None:
