@@ -113,3 +113,27 @@ def test_decoration_and_noise_are_left_out() -> None:
         "[AVIOContext @ 0x2] [error] d",
     ]
     assert errors_in(stderr) == ["b", "d"]
+
+
+def test_what_is_wrong_outweighs_what_is_said_about_it_afterwards() -> None:
+    stderr = [
+        "Svt[error]: Instance 1: Source Height must be at least 64",
+        "[libsvtav1 @ 0x5] [error] Error setting encoder parameters: bad parameter (0x80001005)",
+        "[error] Error initializing output stream 0:0 -- Error while opening encoder for output stream #0:0",
+        "Svt[error]: deinit called without sending EOS!",
+        "[error] Conversion failed!",
+    ]
+    assert classify(1, stderr)[1] == stderr[0]
+    assert classify(1, stderr[1:])[1] == "Conversion failed!"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[null @ 0x5] [error] Application provided invalid, non monotonically increasing dts to muxer: 4 >= 4",
+        "x265 [error]: unable to set thread affinity for NUMA node mask",
+    ],
+    ids=["time stamps that round to one", "threads that a container may not bind"],
+)
+def test_what_harms_nothing_is_no_complaint(line: str) -> None:
+    assert errors_in([line]) == []

@@ -267,6 +267,18 @@ def test_a_variable_rate_is_capped_to_even_steps(site: Site, make_clip: MakeClip
     assert len(times) == pytest.approx(20, abs=1)
 
 
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_last_picture_that_stands_for_a_second_is_kept(
+    site: Site, make_clip: MakeClip, codec: str, container: str
+) -> None:
+    slides = r"testsrc2=s=160x90:r=1:d=6,select=not(eq(n\,2))"
+    clip = make_clip(slides, audio=False, container="mkv", extra=("-fps_mode", "vfr"))
+    made = site.one(clip, container=container, video={"codec": codec})
+    assert made.times() == pytest.approx([0, 1, 3, 4, 5], abs=0.0011)
+    assert float(made.probe("-show_format")["format"]["duration"]) == pytest.approx(6, abs=0.05)
+
+
 def skew(seen: Seen) -> float:
     """How far the beginning of the sound is from that of the picture, in seconds."""
     return seen.times("a:0")[0] - seen.times()[0]
@@ -455,7 +467,8 @@ def test_full_range_becomes_video_range_with_the_same_colours(
     site: Site, make_clip: MakeClip, codec: str, tags: tuple[str, str, str] | None
 ) -> None:
     samples = (200, 90, 160)  # as stored: full-range Y', Cb, Cr
-    paint = "geq=lum={}:cb={}:cr={},setparams=range=pc".format(*samples)
+    matrix = "bt709" if tags else "unknown"
+    paint = "geq=lum={}:cb={}:cr={},setparams=range=pc:colorspace={}".format(*samples, matrix)
     named = () if tags is None else ("-color_primaries", tags[0], "-color_trc", tags[1], "-colorspace", tags[2])
     clip = make_clip(
         f"color=s=64x64:r=25:d=0.2,format=yuv420p,{paint}", extra=("-color_range", "pc", *named), audio=False
@@ -906,6 +919,14 @@ def decoded(path: Path) -> str:
     return subprocess.run(
         [*command, "-f", "rawvideo", "-f", "hash", "-"], capture_output=True, text=True, check=True, timeout=30
     ).stdout
+
+
+@pytest.mark.parametrize("after", ["mkv", "mp4"])
+def test_an_avi_without_time_stamps_can_be_remuxed(site: Site, make_clip: MakeClip, after: str) -> None:
+    clip = make_clip(SMALL, vcodec="mpeg4", container="avi", extra=("-bf", "2", "-c:a", "libmp3lame"))
+    made = site.one(clip, container=after, video={"codec": "copy"}, audio={"codec": "copy"})
+    assert made.times() == sorted(set(made.times()))
+    assert len(made.times()) == 25
 
 
 def test_a_remux_that_the_container_cannot_hold_is_refused(site: Site, make_clip: MakeClip) -> None:

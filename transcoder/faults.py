@@ -113,9 +113,10 @@ _CODES = {228: FaultClass.OUTPUT, 244: FaultClass.TRANSIENT, 183: FaultClass.INP
 _NOISE = re.compile(
     r"Conversion failed!|Error while opening encoder|Error initializing output stream|Nothing was written into output|"
     r"Error opening output files?:|Exiting with exit code|deinit called without sending EOS|"
-    r"Error setting encoder parameters|Terminating thread with return code|Task finished with error code|"
-    # the time stamps of neighbours, rounded: nothing is lost
-    r"non monotonically increasing dts to muxer"
+    r"Error setting encoder parameters|Could not open encoder before EOF|"
+    r"Terminating thread with return code|Task finished with error code|"
+    # nothing is lost: time stamps of neighbours, rounded; and in a container x265 may not bind its threads
+    r"non monotonically increasing dts to muxer|unable to set thread affinity"
 )
 """What ffmpeg says after, or beside, the line that tells what is wrong."""
 

@@ -130,6 +130,8 @@ class _Span:
         self.packets = 0
         self.start = float("inf")
         self.end = float("-inf")
+        self.last = float("-inf")
+        self.last_lasts = True
         self.keys: list[float] = []
 
     def see(self, packet: dict[str, Any]) -> None:
@@ -139,11 +141,19 @@ class _Span:
         time = float(packet.get("pts_time") or packet.get("dts_time") or 0.0)
         self.start = min(self.start, time)
         self.end = max(self.end, time + float(packet.get("duration_time") or 0.0))
+        if time >= self.last:
+            self.last, self.last_lasts = time, "duration_time" in packet
         if packet.get("flags", "").startswith("K"):
             self.keys.append(time)
 
-    def track(self, video: bool) -> Track:
-        return Track(self.packets, self.start, self.end, tuple(sorted(self.keys)) if video else ())
+    def track(self, stream: media.Json) -> Track:
+        """What passed by. In an mp4 reordered pictures at uneven distances have no durations: `stream`, the headers,
+        says how long the last one stands, which can be long on a recorded screen.
+        """
+        said = float(stream.get("start_time", 0)) + float(stream.get("duration", 0))
+        end = self.end if self.last_lasts else max(self.end, said)
+        keys = tuple(sorted(self.keys)) if stream.get("codec_type") == "video" else ()
+        return Track(self.packets, self.start, end, keys)
 
 
 def _read(lines: IO[bytes], cancelled: Callable[[], bool]) -> tuple[media.Json, dict[int, Track]]:
@@ -168,10 +178,10 @@ def _read(lines: IO[bytes], cancelled: Callable[[], bool]) -> tuple[media.Json, 
             else:
                 rest.append(line.decode("utf-8", "replace"))
         report = json.loads("".join(rest))
-    except ValueError:  # ffprobe died in the middle of a line
+        streams = {stream["index"]: stream for stream in report["streams"]}
+        return report, {index: span.track(streams[index]) for index, span in spans.items() if span.packets}
+    except (ValueError, KeyError):  # ffprobe died in the middle of a line
         return {}, {}
-    kinds = {stream.get("index"): stream.get("codec_type") for stream in report.get("streams", [])}
-    return report, {index: span.track(kinds.get(index) == "video") for index, span in spans.items() if span.packets}
 
 
 Window = tuple[float | None, float | None]

@@ -66,9 +66,14 @@ def commands(work: Work, machine: Machine) -> tuple[Command, ...]:
                 branch(rung, work.media, _filters(rung), _encoder_options(rung, machine)) for rung in work.rungs
             ),
             global_options=("-filter_complex_threads", str(machine.threads)),
-            input_options=(("threads", str(machine.threads)),),
+            input_options=(("threads", str(machine.threads)), *_stamped(work)),
         ),
     )
+
+
+def _stamped(work: Work) -> Options:
+    """Give time stamps to the packets of a copy that have none: an AVI's, which no other container takes."""
+    return (("fflags", "+genpts"),) if any(rung.copied for rung in work.rungs) else ()
 
 
 def _encoder(rung: Rung, machine: Machine) -> str | None:
