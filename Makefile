@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all check bench clean lock system
+.PHONY: help demo test test-all simgpu check bench clean lock system
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -21,12 +21,15 @@ help:
 demo: $(READY) ## Transcode a real clip through a private Redis and a real worker, and show the result.
 	@$(PY) -m tests.demo
 
-test-all: export GPU := software
 test: $(READY) ## Run every test that needs neither root nor a container engine.
 	@$(PY) -m pytest -m 'not root and not engine and not gpu'
 
 test-all: $(READY) ## Run every test; those that need root or a container engine fail where there is none.
-	@$(PY) -m pytest
+	@$(PY) -m pytest -m 'not gpu'
+
+simgpu: export GPU := software
+simgpu: $(READY) ## Build the GPU in software that the accelerators' tests will need, and run its own tests.
+	@$(PY) -m pytest -m gpu
 
 check: $(VENV)/.installed ## Check format, lint, types and import contracts, and run the fast tests, in seconds.
 	@$(PY) -m ruff format --check --quiet . || { echo "make check: run '$(PY) -m ruff format .'" >&2; exit 1; }

@@ -17,7 +17,7 @@ PACKAGES = """
     python3-pytest python3-pytest-timeout
 """
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.engine, pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(params=IMAGES)
