@@ -163,6 +163,26 @@ def test_the_depth_of_every_pixel_format_is_what_ffmpeg_says() -> None:
 
 
 @pytest.mark.parametrize(
+    ("times", "rate", "off"),
+    [
+        (["0.000", "0.042", "0.083", "0.125"], Fraction(24000, 1001), False),
+        (["0.000", "0.125", "0.042", "0.083"], Fraction(24000, 1001), False),
+        (["5.021", "5.061", "5.141", "5.101"], Fraction(25), False),
+        (["0.000", "0.040", "0.120", "0.160"], Fraction(25), False),
+        (["0.000", "0.040", "0.084", "0.120"], Fraction(25), True),
+        (["0.000", "0.017", "0.033", "0.050"], Fraction(25), True),
+        (["0.000", None, "N/A"], Fraction(25), False),
+        ([], Fraction(25), False),
+    ],
+    ids=["23.976 in milliseconds", "reordered", "late", "a gap", "late by a tenth", "faster", "unknown", "no packets"],
+)
+def test_a_rate_is_kept_where_the_pictures_come_at_its_multiples(
+    times: list[str | None], rate: Fraction, off: bool
+) -> None:
+    assert media.off_beat({"packets": [{"pts_time": time} for time in times]}, rate) is off
+
+
+@pytest.mark.parametrize(
     ("head", "what"),
     [
         (b"#EXTM3U\n#EXTINF:2,\na.ts", "HLS playlist"),

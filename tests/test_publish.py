@@ -23,7 +23,7 @@ import pytest
 from tests.conftest import MakeClip
 from tests.local import Place, Yes, children, everything_below
 from transcoder import publish, scratch
-from transcoder.errors import PathRefused, SpecError, TargetExists, TargetUnwritable, TranscoderError
+from transcoder.errors import PathRefused, TargetExists, TargetUnwritable, TranscoderError
 from transcoder.events import Event
 from transcoder.policy import Policy
 
@@ -142,9 +142,12 @@ def test_the_source_is_never_the_target_by_whatever_name(
     assert source.read_bytes() == before
 
 
-def test_the_source_as_its_own_target_is_an_error_of_the_spec(place: Place, source: Path) -> None:
-    with pytest.raises(SpecError, match="the target is not the source itself"):
-        place.spec(source, source)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_source_is_never_its_own_target(place: Place, source: Path, overwrite: bool) -> None:
+    before = source.read_bytes()
+    with pytest.raises(TargetExists, match="is the source itself"):
+        place.run(place.spec(source, source, overwrite=overwrite))
+    assert source.read_bytes() == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

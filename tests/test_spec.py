@@ -61,7 +61,7 @@ def test_two_paths_are_a_spec() -> None:
         ({"outputs": []}, "outputs: "),
         ({"outputs": [{"name": "a"}, {"name": "a"}], "target": "/out/{name}.mp4"}, "a name of its own"),
         ({"outputs": [{"name": "a"}, {"name": "b"}]}, "need a target template"),
-        ({"target": "/out/{heigth}.mp4"}, "no placeholder {heigth}"),
+        ({"target": "/out/{name}-{heigth}.mp4"}, "no placeholder {heigth}"),
         ({"outputs": [{"audio": {"streams": []}}]}, "outputs.0.audio.streams"),
         ({"source": "in/a.mov"}, "source: a path is absolute"),
         ({"source": "/in/../a.mov"}, "source: a path has no '..'"),

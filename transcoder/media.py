@@ -171,6 +171,17 @@ def read_hdr(frame: Json) -> tuple[Mastering | None, LightLevel | None]:
     return next(iter(masterings), None), next(iter(levels), None)
 
 
+def off_beat(report: Json, rate: Fraction) -> bool:
+    """Whether the packets of ffprobe's report do not come at multiples of 1/`rate`.
+
+    Matroska has one rate for the whole file, which may be an average, and time stamps in milliseconds.
+    """
+    known = [_seconds(packet.get("pts_time")) for packet in _objects(report.get("packets"))]
+    times = [time for time in known if time is not None]
+    beats = [(time - min(times)) * float(rate) for time in times]
+    return any(abs(beat - round(beat)) > 0.0015 * float(rate) for beat in beats)
+
+
 Disguise = Literal["HLS playlist", "ffconcat script", "SDP session", "DASH manifest", "picture", "text"]
 
 _MAGIC: tuple[tuple[re.Pattern[bytes], Disguise], ...] = (

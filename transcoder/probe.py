@@ -23,6 +23,8 @@ from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
 
 _EDGE = 64 * 1024
+_BEATS = 120
+"""How many of a Matroska file's first pictures are held against the rate that it names."""
 _REAP_LIMIT = 10.0
 # with -max_pixels ffprobe forgets the size that it found too large
 _TOO_LARGE = re.compile(r"Picture size (\d+x\d+) exceeds specified max pixel count")
@@ -52,7 +54,7 @@ def probe(path: str, policy: Policy) -> Media:
     _refuse_unless_regular(path)
     found = media.read(report(path, policy, ("-show_format", "-show_streams", "-show_chapters")))
     _refuse_size(path, found, policy)
-    return _with_hdr(path, found, policy)
+    return _with_hdr(path, _with_true_rate(path, found, policy), policy)
 
 
 def report(path: str, policy: Policy, entries: Sequence[str]) -> media.Json:
@@ -217,6 +219,24 @@ def _too_large(path: str, size: str, policy: Policy) -> InputRefused:
         f"the picture of {path!r} is {size}, more than {policy.max_pixels:,} pixels",
         "Raise TRANSCODER_MAX_PIXELS if that is wanted.",
     )
+
+
+def _with_true_rate(path: str, found: Media, policy: Policy) -> Media:
+    """Matroska names one rate, kept or not: the first pictures tell. The base rate is then not known."""
+    stream = found.main_video
+    if stream is None or stream.rate is None or not found.format.startswith("matroska"):
+        return found
+    first = (
+        "-select_streams",
+        str(stream.index),
+        "-read_intervals",
+        f"%+#{_BEATS}",
+        "-show_entries",
+        "packet=pts_time",
+    )
+    if not media.off_beat(report(path, policy, first), stream.rate):
+        return found
+    return replace(found, video=(replace(stream, base_rate=None), *found.video[1:]))
 
 
 def _with_hdr(path: str, found: Media, policy: Policy) -> Media:

@@ -256,9 +256,11 @@ class JobSpec(Model):
             raise ValueError("every output has a name of its own")
         if len(names) > 1 and not re.search(r"\{(name|height|ext)\}", self.target):
             raise ValueError("several outputs need a target template with {name}, {height} or {ext} in it")
-        if unknown := next((word for word in _BRACED.findall(self.target) if not PLACEHOLDER.fullmatch(word)), None):
+        template = len(names) > 1 or PLACEHOLDER.search(self.target)  # otherwise braces are letters of a name
+        strange = [word for word in _BRACED.findall(self.target) if not PLACEHOLDER.fullmatch(word)]
+        if template and strange:
             raise ValueError(
-                f"target: there is no placeholder {unknown}; there are {{name}}, {{height}}, {{profile}}, "
+                f"target: there is no placeholder {strange[0]}; there are {{name}}, {{height}}, {{profile}}, "
                 "{ext} and {stem}"
             )
         return self
