@@ -44,9 +44,11 @@ def test_a_real_clip_is_what_it_is(bbb: Path) -> None:
 
 
 def test_a_made_clip_is_what_was_made(make_clip: MakeClip) -> None:
+    # ffmpeg 7 asks the pictures for their colours, 5.1 the options
+    named = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
     tags = ("-color_primaries", "bt709", "-color_trc", "bt709", "-colorspace", "bt709", "-color_range", "tv")
     clip = make_clip(
-        "testsrc2=s=320x180:r=30000/1001:d=1,setsar=64/45",
+        f"testsrc2=s=320x180:r=30000/1001:d=1,setsar=64/45,format=yuv420p10le,{named}",
         audio="sine=sample_rate=44100:d=1",
         container="mkv",
         pix_fmt="yuv420p10le",
@@ -64,7 +66,8 @@ def test_a_made_clip_is_what_was_made(make_clip: MakeClip) -> None:
 def test_hdr10_that_only_the_frames_tell_of_is_found(make_clip: MakeClip) -> None:
     mastering = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
     clip = make_clip(
-        "testsrc2=s=64x64:r=25:d=0.4",
+        "testsrc2=s=64x64:r=25:d=0.4,format=yuv420p10le,"
+        "setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc:range=tv",
         audio=False,
         vcodec="libx265",
         container="ts",

@@ -297,7 +297,8 @@ def test_every_output_is_verified(good: Run, spoilt: Path) -> None:
     both = replace(good, plan=plan(spec, good.plan.source, MACHINE))
     passed = verify(both.plan, [str(good.path), str(spoilt)], good.finished, POLICY, never)
     assert len(passed.facts) == 2
-    damage(spoilt, 0.02)
+    for where in (0.02, 0.2, 0.4, 0.6, 0.8):
+        damage(spoilt, where)
     for paths in ([good.path, spoilt], [spoilt, good.path]):
         with pytest.raises(Fault, match="does not decode"):
             verify(both.plan, [str(path) for path in paths], good.finished, POLICY, never)

@@ -22,7 +22,7 @@ REPORTING = ("-y", "-nostats", "-stats_period", "0.5", "-progress", "pipe:1", "-
 
 _TICK = 0.1
 _REAP_LIMIT = 10.0
-_HEAD, _TAIL, _LINE = 40, 200, 500
+_HEAD, _COMPLAINTS, _TAIL, _LINE = 40, 40, 200, 500
 
 # PDEATHSIG fires when the forking thread ends and survives exec (prctl(2)); the shell then checks that the parent did
 # not die before it was set. preexec_fn would do the same and is not safe with threads.
@@ -60,7 +60,7 @@ def run(words: Sequence[str], policy: Policy, cancelled: Callable[[], bool]) -> 
             raise _missing(words[0])
         kind, what = classify(returncode, log.lines())
         raise Fault(kind, what, Evidence(argv, returncode, log.lines()))
-    yield Finished(log.lines(), _decoded(log.lines()))
+    yield Finished(log.lines(), log.decoded)
 
 
 def _spawn(argv: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -147,11 +147,18 @@ class _Watch:
             return 0
 
 
+_DECODED = re.compile(r"Input stream #(\d+):(\d+) \(\w+\): .*?; (\d+) frames decoded")
+
+
 class _Log:
-    """ffmpeg's stderr, bounded: the first lines, which say what it opened, and the last, which say how it ended."""
+    """ffmpeg's stderr, bounded: the first lines, which say what it opened, the last, which say how it ended, and of
+    those between them the first complaints. `decoded` counts frames by input and stream, from all lines.
+    """
 
     def __init__(self) -> None:
+        self.decoded: dict[tuple[int, int], int] = {}
         self._head: list[str] = []
+        self._complaints: list[str] = []
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._rest = b""
 
@@ -163,13 +170,17 @@ class _Log:
 
     def lines(self) -> tuple[str, ...]:
         rest = [self._rest[:_LINE].decode("utf-8", "replace")] if self._rest else []
-        return (*self._head, *self._tail, *rest)
+        return (*self._head, *self._complaints, *self._tail, *rest)
 
     def _keep(self, line: bytes) -> None:
         text = line[:_LINE].decode("utf-8", "replace")
+        if "frames decoded" in text and (found := _DECODED.search(text)):
+            self.decoded[int(found[1]), int(found[2])] = int(found[3])
         if len(self._head) < _HEAD:
             self._head.append(text)
         elif text:
+            if len(self._tail) == _TAIL and len(self._complaints) < _COMPLAINTS:
+                self._complaints += [oldest for oldest in (self._tail[0],) if errors_in((oldest,))]
             self._tail.append(text)
 
 
@@ -189,12 +200,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         raise Fault(
             FaultClass.HARDWARE, f"ffmpeg (process {child.pid}) does not die: it is stuck inside the kernel"
         ) from None
-
-
-_DECODED = re.compile(r"Input stream #(\d+):(\d+) \(\w+\): .*?; (\d+) frames decoded")
-
-
-def _decoded(lines: Sequence[str]) -> dict[tuple[int, int], int]:
-    """Frames decoded by input and stream, from the summary that ffmpeg logs at level verbose."""
-    found = (_DECODED.search(line) for line in lines)
-    return {(int(match[1]), int(match[2])): int(match[3]) for match in found if match}
