@@ -10,6 +10,11 @@ packages=
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
+VPL="libvpl-dev libvpl-tools"
+lacks_vpl() {
+  have ffmpeg && ffmpeg -hide_banner -buildconf 2>/dev/null | grep -q enable-libvpl &&
+    ! { pkg-config --exists vpl && have vpl-inspect; }
+}
 need() { packages="${packages:+$packages }$1"; }
 
 have ffmpeg && have ffprobe || need ffmpeg
@@ -20,6 +25,8 @@ if [ -n "${GPU-}" ]; then # the tests build a GPU in software
   for library in libva libdrm libavcodec libavutil libswscale; do
     pkg-config --exists "$library" 2>/dev/null || need "$library-dev"
   done
+  # which ffmpeg there will be is known when it is there
+  lacks_vpl && need "$VPL"
 fi
 if [ ! -x "$VENV/bin/python" ]; then # one that exists was made by a Python that could
   have "$PYTHON" || die "there is no '$PYTHON'; install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=python3.13 …"
@@ -68,3 +75,7 @@ case " $packages " in
 esac
 # shellcheck disable=SC2086 # the names are words
 install $packages >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; die "apt could not install: $packages"; }
+if [ -n "${GPU-}" ] && lacks_vpl; then
+  # shellcheck disable=SC2086 # the names are words
+  install $VPL >"$log" 2>&1 </dev/null || { tail -n 20 "$log" >&2; die "apt could not install: $VPL"; }
+fi

@@ -5,7 +5,8 @@
  *                 are open file description locks, which end with the process, however it ends.
  *   clients/N     the counters of client N, in the words of i915's fdinfo. Removed when the client closes the device;
  *                 that of a killed one is removed by the next client that opens the device or asks for a session.
- *   proc/PID/     fd/M and fdinfo/M as in /proc, links to the node and to clients/N.
+ *   proc/PID/     fd/M and fdinfo/M as in /proc, links to the node and to clients/N. Several devices may have one such
+ *                 folder elsewhere, and one device several: processes in different containers have the same PIDs.
  *
  * Nobody holds anything while an engine works: a picture is booked, and who wants its result waits until its time. A
  * client has at most QUEUE_DEPTH pictures booked a context, so that is what a killed one leaves behind in the queue.
@@ -76,34 +77,57 @@ static void folder_of(struct device *device, char *folder) { /* client_file is <
     for (int i = 0; i < 2; i++) *strrchr(folder, '/') = 0;
 }
 
-static void link_proc(struct device *device, const struct client *client, bool there) {
-    char folder[PATH_SIZE], path[PATH_SIZE + 64], target[64];
-    folder_of(device, folder);
-    snprintf(target, sizeof target, "../../../clients/%llu", (unsigned long long)client->id);
-    if (there) {
-        snprintf(path, sizeof path, "%s/proc", folder), mkdir(path, 0777);
-        snprintf(path, sizeof path, "%s/proc/%u", folder, client->pid), mkdir(path, 0777);
-        snprintf(path, sizeof path, "%s/proc/%u/fd", folder, client->pid), mkdir(path, 0777);
-        snprintf(path, sizeof path, "%s/proc/%u/fdinfo", folder, client->pid), mkdir(path, 0777);
+static void counters_of(struct device *device, const struct client *client, char *path) {
+    folder_of(device, path);
+    size_t length = strlen(path);
+    snprintf(path + length, PATH_SIZE + 64 - length, "/clients/%llu", (unsigned long long)client->id);
+}
+
+static bool make_folder(const char *path) {
+    return (mkdir(path, 0777) == 0 && chmod(path, 0777) == 0) || errno == EEXIST; /* clients may be several users */
+}
+
+static bool link_to(const char *target, const char *path) {
+    unlink(path);
+    return symlink(target, path) == 0;
+}
+
+static void link_proc(struct device *device, const struct client *client) {
+    char process[PATH_SIZE + 96], path[PATH_SIZE + 128], counters[PATH_SIZE + 64];
+    if (!*device->proc) return;
+    counters_of(device, client, counters);
+    snprintf(process, sizeof process, "%s/%u", device->proc, client->pid);
+    bool linked = false; /* the process may be closing another device meanwhile, and the folders go */
+    for (int i = 0; i < 10 && !linked; i++) {
+        make_folder(process);
+        snprintf(path, sizeof path, "%s/fd", process), make_folder(path);
+        snprintf(path, sizeof path, "%s/fdinfo", process), make_folder(path);
+        snprintf(path, sizeof path, "%s/fd/%u", process, client->fd), linked = link_to(device->node, path);
+        snprintf(path, sizeof path, "%s/fdinfo/%u", process, client->fd), linked &= link_to(counters, path);
     }
-    snprintf(path, sizeof path, "%s/proc/%u/fd/%u", folder, client->pid, client->fd);
+}
+
+static void unlink_proc(struct device *device, const struct client *client) {
+    char process[PATH_SIZE + 96], path[PATH_SIZE + 128], counters[PATH_SIZE + 64], target[PATH_SIZE + 64];
+    if (!*device->proc) return;
+    counters_of(device, client, counters);
+    snprintf(process, sizeof process, "%s/%u", device->proc, client->pid);
+    snprintf(path, sizeof path, "%s/fdinfo/%u", process, client->fd);
+    ssize_t size = readlink(path, target, sizeof target - 1);
+    target[size > 0 ? size : 0] = 0;
+    if (strcmp(target, counters) != 0) return; /* a process of this container that has the dead one's numbers */
     unlink(path);
-    if (there && symlink(device->node, path) < 0) return;
-    snprintf(path, sizeof path, "%s/proc/%u/fdinfo/%u", folder, client->pid, client->fd);
-    unlink(path);
-    if (there && symlink(target, path) < 0) return;
-    if (there) return;
-    snprintf(path, sizeof path, "%s/proc/%u/fd", folder, client->pid), rmdir(path);
-    snprintf(path, sizeof path, "%s/proc/%u/fdinfo", folder, client->pid), rmdir(path);
-    snprintf(path, sizeof path, "%s/proc/%u", folder, client->pid), rmdir(path);
+    snprintf(path, sizeof path, "%s/fd/%u", process, client->fd), unlink(path);
+    snprintf(path, sizeof path, "%s/fd", process), rmdir(path);
+    snprintf(path, sizeof path, "%s/fdinfo", process), rmdir(path);
+    rmdir(process);
 }
 
 static void forget(struct device *device, struct client *client) {
-    char folder[PATH_SIZE], path[PATH_SIZE + 64];
-    folder_of(device, folder);
-    snprintf(path, sizeof path, "%s/clients/%llu", folder, (unsigned long long)client->id);
+    char path[PATH_SIZE + 64];
+    counters_of(device, client, path);
     unlink(path);
-    link_proc(device, client, false);
+    unlink_proc(device, client);
     *client = (struct client){0};
 }
 
@@ -144,10 +168,6 @@ static void *map(int fd) {
     return memory == MAP_FAILED ? NULL : memory;
 }
 
-static bool make_folder(const char *path) {
-    return (mkdir(path, 0777) == 0 && chmod(path, 0777) == 0) || errno == EEXIST; /* clients may be several users */
-}
-
 static bool join(struct device *device) { /* a place among the clients */
     for (device->slot = 0; device->slot < MAX_CLIENTS; device->slot++)
         if (!device->shared->clients[device->slot].id && lock_byte(device, F_OFD_SETLK, F_WRLCK, 1 + device->slot))
@@ -159,20 +179,31 @@ static bool join(struct device *device) { /* a place among the clients */
     return true;
 }
 
-bool clock_open(struct device *device, const char *folder) {
-    char path[PATH_SIZE + 64];
+/* The folders of what is shared, by names that hold from wherever a link leads to them. */
+static bool make_folders(struct device *device) {
+    char folder[PATH_SIZE], path[PATH_SIZE + 64];
+    const struct personality *is = &device->config.is;
+    if (!make_folder(is->state) || !realpath(is->state, folder)) return false;
+    snprintf(device->client_file, sizeof device->client_file, "%s/clients/0", folder);
+    snprintf(path, sizeof path, "%s/clients", folder);
+    if (!make_folder(path)) return false;
+    snprintf(path, sizeof path, "%s/proc", folder);
+    snprintf(device->proc, sizeof device->proc, "%s", *is->proc ? is->proc : path);
+    if (!make_folder(device->proc)) *device->proc = 0; /* a container that nobody looks at */
+    return true;
+}
+
+bool clock_open(struct device *device) {
+    char folder[PATH_SIZE], path[PATH_SIZE + 64];
     pthread_mutex_init(&device->clock_lock, NULL);
     device->state_fd = device->client_fd = -1;
     device->process = getpid();
-    if (!*folder) { /* no configuration: a device of this process alone */
+    if (!*device->config.is.state) { /* no configuration: a device of this process alone */
         device->client = 1;
         return (device->shared = map(-1)) != NULL;
     }
-    snprintf(device->client_file, sizeof device->client_file, "%s/clients/0", folder);
-    snprintf(path, sizeof path, "%s/clients", folder);
-    if (!make_folder(folder) || !make_folder(path)) return false;
-    snprintf(path, sizeof path, "%s/proc", folder);
-    if (!make_folder(path)) return false;
+    if (!make_folders(device)) return false;
+    folder_of(device, folder);
     snprintf(path, sizeof path, "%s/device", folder);
     device->state_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (device->state_fd < 0) return false;
@@ -191,7 +222,7 @@ bool clock_open(struct device *device, const char *folder) {
         snprintf(device->client_file, sizeof device->client_file, "%.*s/clients/%llu", PATH_SIZE - 1, folder,
                  (unsigned long long)device->client);
         device->client_fd = open(device->client_file, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-        link_proc(device, &device->shared->clients[device->slot], true);
+        link_proc(device, &device->shared->clients[device->slot]);
         struct personality is_now = device->config.is;
         publish(device, &is_now);
     }

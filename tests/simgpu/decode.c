@@ -1,4 +1,5 @@
-/* Decoding: the slices of a picture, with parameter sets rebuilt from what VA-API says of them, go through libavcodec.
+/* Decoding: the slices of a picture, with parameter sets rebuilt from what VA-API says of them, go through libavcodec;
+ * VP9's frames are whole.
  * The picture is taken from libavcodec's buffer and not from its output: the buffer it asked for last is that of the
  * picture being decoded now, and it is whole when the packet was taken. So reordering does not matter. */
 #include <stdlib.h>
@@ -19,9 +20,9 @@ static int get_buffer(AVCodecContext *av, AVFrame *frame, int flags) {
 struct decoder *decoder_open(const struct context *context) {
     struct decoder *decoder = calloc(1, sizeof *decoder);
     if (!decoder) return NULL;
-    VAProfile profile = context->config.profile;
-    decoder->hevc = profile == VAProfileHEVCMain || profile == VAProfileHEVCMain10;
-    const AVCodec *codec = avcodec_find_decoder_by_name(decoder->hevc ? "hevc" : "h264");
+    static const char *const names[CODECS] = {[CODEC_H264] = "h264", [CODEC_HEVC] = "hevc", [CODEC_VP9] = "vp9"};
+    decoder->codec = codec_of(context->config.profile);
+    const AVCodec *codec = names[decoder->codec] ? avcodec_find_decoder_by_name(names[decoder->codec]) : NULL;
     decoder->av = codec ? avcodec_alloc_context3(codec) : NULL;
     decoder->current = av_frame_alloc();
     decoder->output = av_frame_alloc();
@@ -65,17 +66,17 @@ static bool append(struct decoder *decoder, const uint8_t *data, size_t size) {
 static VAStatus take_slices(struct decoder *decoder, const struct buffer *data) {
     struct buffer *parameters = &decoder->parameters;
     for (unsigned i = 0; i < parameters->elements; i++) {
-        /* H.264 and HEVC slice parameters begin alike: size, offset, flag. */
+        /* All slice parameters begin alike: size, offset, flag. */
         const VASliceParameterBufferBase *base = (const void *)(parameters->data + (size_t)i * parameters->size);
         if ((uint64_t)base->slice_data_offset + base->slice_data_size > (uint64_t)data->size * data->elements ||
-            base->slice_data_size < 3)
+            base->slice_data_size < (decoder->codec == CODEC_VP9 ? 1u : 3u))
             return VA_STATUS_ERROR_INVALID_PARAMETER;
         if (!append(decoder, data->data + base->slice_data_offset, base->slice_data_size))
             return VA_STATUS_ERROR_ALLOCATION_FAILED;
         struct slice *slice = &decoder->slices[decoder->slice_count - 1];
-        if (decoder->hevc) {
+        if (decoder->codec == CODEC_HEVC) {
             memcpy(&slice->hevc, base, parameters->size < sizeof slice->hevc ? parameters->size : sizeof slice->hevc);
-        } else if (parameters->size >= sizeof(VASliceParameterBufferH264)) {
+        } else if (decoder->codec == CODEC_H264 && parameters->size >= sizeof(VASliceParameterBufferH264)) {
             const VASliceParameterBufferH264 *h264 = (const void *)base;
             slice->counts[0] = h264->num_ref_idx_l0_active_minus1;
             slice->counts[1] = h264->num_ref_idx_l1_active_minus1;
@@ -132,13 +133,20 @@ static bool show(const AVFrame *frame, struct surface *target) {
     return picture_convert(&from, &to);
 }
 
+static size_t assemble(const struct decoder *decoder, uint8_t *to, size_t room) {
+    if (decoder->codec == CODEC_HEVC) return hevc_assemble(decoder, to, room);
+    if (decoder->codec == CODEC_H264) return h264_assemble(decoder, to, room);
+    if (decoder->used > room) return 0;
+    memcpy(to, decoder->stream, decoder->used);
+    return decoder->used;
+}
+
 VAStatus decoder_end(struct decoder *decoder, struct surface *target) {
     if (!decoder->slice_count) return VA_STATUS_ERROR_DECODING_ERROR;
     size_t room = decoder->used * 2 + (size_t)decoder->slice_count * 2048 + 65536, size = 0;
     uint8_t *stream = av_mallocz(room + AV_INPUT_BUFFER_PADDING_SIZE);
     if (!stream) return VA_STATUS_ERROR_ALLOCATION_FAILED;
-    if (decoder->slice_count)
-        size = decoder->hevc ? hevc_assemble(decoder, stream, room) : h264_assemble(decoder, stream, room);
+    size = assemble(decoder, stream, room);
     decoder->slice_count = 0, decoder->used = 0;
     int result = size ? av_packet_from_data(decoder->packet, stream, (int)size) : -1;
     if (result < 0) av_free(stream);

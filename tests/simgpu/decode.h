@@ -15,7 +15,7 @@ struct slice {
 };
 
 struct decoder {
-    bool hevc;
+    enum codec codec;
     AVCodecContext *av;
     AVFrame *current, *output; /* the buffer of the picture that is being decoded */
     AVPacket *packet;

@@ -7,20 +7,32 @@
 
 #include "simgpu.h"
 
-enum { MAX_PROFILES = 8, MAX_ENTRYPOINTS = 4, MAX_ATTRIBUTES = 64 };
+enum { MAX_PROFILES = 12, MAX_ENTRYPOINTS = 4, MAX_ATTRIBUTES = 64 };
 
 /* ---- what the device offers ---- */
 
-static bool is_h264(VAProfile profile) {
-    return profile == VAProfileH264ConstrainedBaseline || profile == VAProfileH264Main || profile == VAProfileH264High;
+enum codec codec_of(VAProfile profile) {
+    switch (profile) {
+    case VAProfileH264ConstrainedBaseline:
+    case VAProfileH264Main:
+    case VAProfileH264High: return CODEC_H264;
+    case VAProfileHEVCMain:
+    case VAProfileHEVCMain10: return CODEC_HEVC;
+    case VAProfileVP9Profile0:
+    case VAProfileVP9Profile2: return CODEC_VP9;
+    case VAProfileAV1Profile0: return CODEC_AV1;
+    default: return CODEC_NONE;
+    }
 }
-static bool is_hevc(VAProfile profile) { return profile == VAProfileHEVCMain || profile == VAProfileHEVCMain10; }
+
+/* AV1 has one profile for both depths. */
+bool is_ten_bit(VAProfile profile) { return profile == VAProfileHEVCMain10 || profile == VAProfileVP9Profile2; }
 
 static bool offers(const struct personality *is, VAProfile profile, VAEntrypoint entrypoint) {
     if (profile == VAProfileNone) return is->vpp && entrypoint == VAEntrypointVideoProc;
-    if (profile == VAProfileHEVCMain10 && !is->ten_bit) return false;
-    bool decode = is_h264(profile) ? is->decode_h264 : is_hevc(profile) && is->decode_hevc;
-    bool encode = is_h264(profile) ? is->encode_h264 : is_hevc(profile) && is->encode_hevc;
+    if (is_ten_bit(profile) && !is->ten_bit) return false;
+    enum codec codec = codec_of(profile);
+    bool decode = codec && codec != CODEC_AV1 && is->decode >> codec & 1, encode = codec && is->encode >> codec & 1;
     return entrypoint == VAEntrypointVLD          ? decode
            : entrypoint == VAEntrypointEncSlice   ? encode && is->entry_slice
            : entrypoint == VAEntrypointEncSliceLP ? encode && is->entry_lp
@@ -38,9 +50,11 @@ static int entrypoints_of(const struct personality *is, VAProfile profile, VAEnt
 }
 
 static VAStatus query_profiles(VADriverContextP va, VAProfile *list, int *count) {
-    static const VAProfile profiles[] = {VAProfileNone,     VAProfileH264ConstrainedBaseline,
-                                         VAProfileH264Main, VAProfileH264High,
-                                         VAProfileHEVCMain, VAProfileHEVCMain10};
+    static const VAProfile profiles[] = {VAProfileNone,        VAProfileH264ConstrainedBaseline,
+                                         VAProfileH264Main,    VAProfileH264High,
+                                         VAProfileHEVCMain,    VAProfileHEVCMain10,
+                                         VAProfileVP9Profile0, VAProfileVP9Profile2,
+                                         VAProfileAV1Profile0};
     struct personality is = device_personality(device_of(va));
     VAEntrypoint some[MAX_ENTRYPOINTS];
     *count = 0;
@@ -57,9 +71,10 @@ static VAStatus query_entrypoints(VADriverContextP va, VAProfile profile, VAEntr
 
 static uint32_t formats_of(const struct personality *is, VAProfile profile) {
     uint32_t ten = is->ten_bit ? VA_RT_FORMAT_YUV420_10 : 0;
-    return profile == VAProfileNone         ? VA_RT_FORMAT_YUV420 | VA_RT_FORMAT_RGB32 | ten
-           : profile == VAProfileHEVCMain10 ? VA_RT_FORMAT_YUV420_10
-                                            : VA_RT_FORMAT_YUV420;
+    return profile == VAProfileNone          ? VA_RT_FORMAT_YUV420 | VA_RT_FORMAT_RGB32 | ten
+           : profile == VAProfileAV1Profile0 ? VA_RT_FORMAT_YUV420 | ten
+           : is_ten_bit(profile)             ? VA_RT_FORMAT_YUV420_10
+                                             : VA_RT_FORMAT_YUV420;
 }
 
 static const VAConfigAttribValEncHEVCFeatures features = {
@@ -73,6 +88,14 @@ static const VAConfigAttribValEncHEVCBlockSizes blocks = {
              .max_max_transform_hierarchy_depth_inter = 3,
              .max_max_transform_hierarchy_depth_intra = 3},
 };
+
+static const VAConfigAttribValEncAV1Ext2 av1 = {
+    .bits = {.tile_size_bytes_minus1 = 3, .obu_size_bytes_minus1 = 3, .tx_mode_support = 6},
+};
+
+static bool has_b_frames(const struct personality *is, VAProfile profile) {
+    return is->b_frames && codec_of(profile) == CODEC_H264 && profile != VAProfileH264ConstrainedBaseline;
+}
 
 static uint32_t attribute_of(const struct personality *is, VAProfile profile, VAEntrypoint entrypoint,
                              VAConfigAttribType type) {
@@ -88,15 +111,22 @@ static uint32_t attribute_of(const struct personality *is, VAProfile profile, VA
     if (!encodes) return VA_ATTRIB_NOT_SUPPORTED;
     switch (type) {
     case VAConfigAttribRateControl: return is->rate_control;
-    case VAConfigAttribEncMaxRefFrames: return 1; /* one before, none after: no B-frames */
+    case VAConfigAttribEncMaxRefFrames: return 1 | (has_b_frames(is, profile) ? 1 << 16 : 0); /* before and after */
     case VAConfigAttribEncMaxSlices: return 1;
     case VAConfigAttribEncQualityRange: return 7;
-    case VAConfigAttribEncHEVCFeatures: return is_hevc(profile) ? features.value : VA_ATTRIB_NOT_SUPPORTED;
-    case VAConfigAttribEncHEVCBlockSizes: return is_hevc(profile) ? blocks.value : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncHEVCFeatures:
+        return codec_of(profile) == CODEC_HEVC ? features.value : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncHEVCBlockSizes:
+        return codec_of(profile) == CODEC_HEVC ? blocks.value : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncAV1:
+    case VAConfigAttribEncAV1Ext1: return codec_of(profile) == CODEC_AV1 ? 0 : VA_ATTRIB_NOT_SUPPORTED;
+    case VAConfigAttribEncAV1Ext2: return codec_of(profile) == CODEC_AV1 ? av1.value : VA_ATTRIB_NOT_SUPPORTED;
     case VAConfigAttribEncPackedHeaders:
-        return is->packed_headers ? VA_ENC_PACKED_HEADER_SEQUENCE | VA_ENC_PACKED_HEADER_SLICE |
-                                        VA_ENC_PACKED_HEADER_MISC | VA_ENC_PACKED_HEADER_RAW_DATA
-                                  : VA_ATTRIB_NOT_SUPPORTED;
+        if (!is->packed_headers || codec_of(profile) == CODEC_VP9) return VA_ATTRIB_NOT_SUPPORTED;
+        if (codec_of(profile) == CODEC_AV1)
+            return VA_ENC_PACKED_HEADER_SEQUENCE | VA_ENC_PACKED_HEADER_PICTURE | VA_ENC_PACKED_HEADER_MISC;
+        return VA_ENC_PACKED_HEADER_SEQUENCE | VA_ENC_PACKED_HEADER_SLICE | VA_ENC_PACKED_HEADER_MISC |
+               VA_ENC_PACKED_HEADER_RAW_DATA;
     default: return VA_ATTRIB_NOT_SUPPORTED;
     }
 }
@@ -126,6 +156,7 @@ static VAStatus create_config(VADriverContextP va, VAProfile profile, VAEntrypoi
     for (int i = 0; i < count; i++) {
         if (list[i].type == VAConfigAttribRTFormat && !(list[i].value & config.format))
             return VA_STATUS_ERROR_UNSUPPORTED_RT_FORMAT;
+        if (list[i].type == VAConfigAttribRTFormat && profile != VAProfileNone) config.format &= list[i].value;
         if (list[i].type == VAConfigAttribRateControl) {
             if ((list[i].value & is.rate_control) != list[i].value) return VA_STATUS_ERROR_ATTR_NOT_SUPPORTED;
             config.rate_control = list[i].value;
@@ -172,9 +203,9 @@ static VAStatus query_surface_attributes(VADriverContextP va, VAConfigID id, VAS
     int formats;
     const VAImageFormat *format = image_formats(&formats);
     for (int i = 0; i < formats; i++) {
-        bool processes = config->entrypoint == VAEntrypointVideoProc, ten = format[i].fourcc == VA_FOURCC_P010;
-        uint32_t only = config->profile == VAProfileHEVCMain10 ? VA_FOURCC_P010 : VA_FOURCC_NV12;
-        bool fits = processes ? is.ten_bit || !ten : format[i].fourcc == only;
+        bool ten = format[i].fourcc == VA_FOURCC_P010;
+        bool fits = (config->format & (ten ? VA_RT_FORMAT_YUV420_10 : VA_RT_FORMAT_YUV420)) != 0;
+        if (config->entrypoint != VAEntrypointVideoProc) fits &= ten || format[i].fourcc == VA_FOURCC_NV12;
         if (fits) all[used++] = surface_attribute(VASurfaceAttribPixelFormat, both, (int)format[i].fourcc);
     }
     all[used++] = surface_attribute(VASurfaceAttribMinWidth, VA_SURFACE_ATTRIB_GETTABLE, 16);
@@ -208,7 +239,7 @@ static VAStatus create_context(VADriverContextP va, VAConfigID config_id, int wi
     if (!config) return VA_STATUS_ERROR_INVALID_CONFIG;
     VAStatus status = fault_status(device, "context", part_of(config->entrypoint));
     if (status) return status;
-    if (width > (is.max_width + 15) / 16 * 16 || height > (is.max_height + 15) / 16 * 16)
+    if (width > (is.max_width + 63) / 64 * 64 || height > (is.max_height + 63) / 64 * 64) /* aligned, for VP9 */
         return VA_STATUS_ERROR_RESOLUTION_NOT_SUPPORTED;
     struct context *context = calloc(1, sizeof *context);
     if (!context) return VA_STATUS_ERROR_ALLOCATION_FAILED;
@@ -307,6 +338,14 @@ static void list_device(struct device *device, bool open) {
     pthread_mutex_unlock(&open_lock);
 }
 
+bool device_is_open(const struct device *device) {
+    pthread_mutex_lock(&open_lock);
+    const struct device *at = open_devices;
+    while (at && at != device) at = at->next;
+    pthread_mutex_unlock(&open_lock);
+    return at != NULL;
+}
+
 /* A process that ends without closing the device: the kernel would close it, and its counters would go. */
 __attribute__((destructor)) static void leave_devices(void) {
     for (struct device *device = open_devices; device; device = device->next) clock_leave(device);
@@ -403,8 +442,7 @@ static VAStatus open_device(VADriverContextP va, struct device *device) {
     } else if (getenv("SIMGPU_CONFIG")) {
         return VA_STATUS_ERROR_OPERATION_FAILED; /* of several devices, this is none */
     }
-    VAStatus status = clock_open(device, device->config.is.state) ? fault_status(device, "init", NULL)
-                                                                  : VA_STATUS_ERROR_ALLOCATION_FAILED;
+    VAStatus status = clock_open(device) ? fault_status(device, "init", NULL) : VA_STATUS_ERROR_ALLOCATION_FAILED;
     if (!status && objects_open(device)) return VA_STATUS_SUCCESS;
     clock_close(device);
     return status ? status : VA_STATUS_ERROR_ALLOCATION_FAILED;

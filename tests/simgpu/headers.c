@@ -95,3 +95,41 @@ void facts_hevc(struct facts *facts, const uint8_t *stream, size_t size) {
     }
     avcodec_free_context(&av);
 }
+
+static void skip_operating_points(struct bits *bits) {
+    for (uint32_t i = get_bits(bits, 5) + 1; i; i--) {
+        get_bits(bits, 12);
+        if (get_bits(bits, 5) > 7) get_bits(bits, 1); /* the level, and of the higher ones the tier */
+    }
+}
+
+static void skip_tools(struct bits *bits) {
+    get_bits(bits, 1 + 3 + 4); /* frame IDs, superblocks and intra tools, inter tools */
+    bool ordered = get_bits(bits, 1);
+    if (ordered) get_bits(bits, 2);
+    bool chosen = get_bits(bits, 1), screen = chosen || get_bits(bits, 1);
+    if (screen && !get_bits(bits, 1)) get_bits(bits, 1);
+    if (ordered) get_bits(bits, 3);
+    get_bits(bits, 3); /* filters */
+}
+
+/* An OBU with a sequence header as ffmpeg packs it: no timing, no reduced still picture. */
+void facts_av1(struct facts *facts, const uint8_t *stream, size_t size) {
+    struct bits bits = {(uint8_t *)stream, size, 0};
+    uint32_t header = get_bits(&bits, 8);
+    if ((header >> 3 & 15) != 1) return;
+    if (header & 4) get_bits(&bits, 8);                 /* the extension */
+    while (header & 2 && get_bits(&bits, 8) & 0x80) {}  /* the size */
+    if (get_bits(&bits, 3 + 1 + 1 + 1 + 1) & 7) return; /* profile, still, reduced, timing, delay */
+    skip_operating_points(&bits);
+    uint32_t width = get_bits(&bits, 4) + 1, height = get_bits(&bits, 4) + 1;
+    get_bits(&bits, width), get_bits(&bits, height);
+    skip_tools(&bits);
+    get_bits(&bits, 2); /* depth, monochrome */
+    if (get_bits(&bits, 1)) {
+        facts->primaries = (int)get_bits(&bits, 8);
+        facts->transfer = (int)get_bits(&bits, 8);
+        facts->matrix = (int)get_bits(&bits, 8);
+    }
+    facts->full_range = get_bits(&bits, 1);
+}

@@ -13,6 +13,7 @@ struct facts {
 
 void facts_default(struct facts *facts);
 void facts_h264(struct facts *facts, const uint8_t *stream, size_t size);
+void facts_av1(struct facts *facts, const uint8_t *stream, size_t size);
 void facts_hevc(struct facts *facts, const uint8_t *stream, size_t size);
 
 #endif

@@ -1,5 +1,6 @@
 /* The configuration file: what the device is, and what shall go wrong with it. */
 #include <ctype.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,13 +31,12 @@ void config_default(struct config *config) {
                 .preset_hevc = "ultrafast",
                 .pci_id = 0x80869a49,
                 .rate_control = VA_RC_CQP | VA_RC_CBR | VA_RC_VBR | VA_RC_ICQ | VA_RC_QVBR,
-                .decode_h264 = true,
-                .decode_hevc = true,
-                .encode_h264 = true,
-                .encode_hevc = true,
+                .decode = 1 << CODEC_H264 | 1 << CODEC_HEVC | 1 << CODEC_VP9,
+                .encode = 1 << CODEC_H264 | 1 << CODEC_HEVC | 1 << CODEC_VP9 | 1 << CODEC_AV1,
                 .ten_bit = true,
                 .vpp = true,
                 .overlay = true,
+                .vpl = true,
                 .entry_slice = true,
                 .entry_lp = false,
                 .packed_headers = true,
@@ -78,6 +78,14 @@ static uint32_t rate_control_of(const char *value) {
     return mask;
 }
 
+static unsigned codecs_of(const char *value) {
+    static const char *const names[CODECS] = {"none", "h264", "hevc", "vp9", "av1"};
+    unsigned mask = 0;
+    for (unsigned i = CODEC_H264; i < CODECS; i++)
+        if (has_word(value, names[i])) mask |= 1u << i;
+    return mask;
+}
+
 static int engines_of(const char *value) {
     int count = atoi(value);
     return count < 1 ? 1 : count > MAX_ENGINES ? MAX_ENGINES : count;
@@ -90,7 +98,7 @@ static bool fault_of(const char *where, const char *value, struct fault *fault) 
         [ACT_TRUNCATE] = "truncate", [ACT_DROP] = "drop", [ACT_VANISH] = "vanish", [ACT_SEGFAULT] = "segfault",
     };
     char text[256], *rest = text, *word;
-    *fault = (struct fault){.at = 1, .number = -1};
+    *fault = (struct fault){.at = 1, .number = INT_MIN};
     snprintf(fault->where, sizeof fault->where, "%s", where);
     snprintf(text, sizeof text, "%s %s", where, value);
     fault->hash = hash_of(text, strlen(text));
@@ -103,10 +111,10 @@ static bool fault_of(const char *where, const char *value, struct fault *fault) 
         if (!strcmp(word, "at") && rest) fault->at = strtoull(strsep(&rest, " \t"), NULL, 10), taken = true;
         else if (!strcmp(word, "once")) fault->once = taken = true;
         else if (!strcmp(word, "device")) fault->device = taken = true;
-        else if (isdigit((unsigned char)*word)) fault->number = atoi(word), taken = true;
+        else if (isdigit((unsigned char)word[*word == '-'])) fault->number = atoi(word), taken = true;
         if (!taken) return false;
     }
-    if (fault->number < 0) fault->number = fault->action == ACT_STATUS ? VA_STATUS_ERROR_OPERATION_FAILED : 1000;
+    if (fault->number == INT_MIN) fault->number = fault->action == ACT_STATUS ? VA_STATUS_ERROR_OPERATION_FAILED : 1000;
     return known;
 }
 
@@ -117,12 +125,32 @@ static const struct {
     enum form form;
     size_t offset, size;
 } keys[] = {
-#define KEY(name, form) {#name, form, offsetof(struct personality, name), sizeof(((struct personality *)0)->name)}
-    KEY(vendor, TEXT),      KEY(kernel_driver, TEXT),  KEY(pdev, TEXT),         KEY(preset_h264, TEXT),
-    KEY(preset_hevc, TEXT), KEY(state, TEXT),          KEY(ten_bit, FLAG),      KEY(vpp, FLAG),
-    KEY(overlay, FLAG),     KEY(packed_headers, FLAG), KEY(derive_image, FLAG), KEY(sync_buffer, FLAG),
-    KEY(broken, FLAG),      KEY(max_width, NUMBER),    KEY(max_height, NUMBER), KEY(max_sessions, NUMBER),
-    KEY(setup_ms, NUMBER),  KEY(encode_rate, RATE),    KEY(decode_rate, RATE),  KEY(vpp_rate, RATE),
+#define KEY(name, form)                                                                                                \
+    { #name, form, offsetof(struct personality, name), sizeof(((struct personality *)0)->name) }
+    KEY(vendor, TEXT),
+    KEY(kernel_driver, TEXT),
+    KEY(pdev, TEXT),
+    KEY(preset_h264, TEXT),
+    KEY(preset_hevc, TEXT),
+    KEY(state, TEXT),
+    KEY(proc, TEXT),
+    KEY(ten_bit, FLAG),
+    KEY(vpp, FLAG),
+    KEY(overlay, FLAG),
+    KEY(b_frames, FLAG),
+    KEY(tonemap, FLAG),
+    KEY(packed_headers, FLAG),
+    KEY(derive_image, FLAG),
+    KEY(sync_buffer, FLAG),
+    KEY(broken, FLAG),
+    KEY(vpl, FLAG),
+    KEY(max_width, NUMBER),
+    KEY(max_height, NUMBER),
+    KEY(max_sessions, NUMBER),
+    KEY(setup_ms, NUMBER),
+    KEY(encode_rate, RATE),
+    KEY(decode_rate, RATE),
+    KEY(vpp_rate, RATE),
 #undef KEY
 };
 
@@ -146,10 +174,8 @@ static bool set(struct config *config, const char *key, const char *value) {
     if (set_plain(is, key, value)) return true;
     if (!strcmp(key, "pci_id")) is->pci_id = (uint32_t)strtoul(value, NULL, 0);
     else if (!strcmp(key, "rc")) is->rate_control = rate_control_of(value);
-    else if (!strcmp(key, "decode"))
-        is->decode_h264 = has_word(value, "h264"), is->decode_hevc = has_word(value, "hevc");
-    else if (!strcmp(key, "encode"))
-        is->encode_h264 = has_word(value, "h264"), is->encode_hevc = has_word(value, "hevc");
+    else if (!strcmp(key, "decode")) is->decode = codecs_of(value);
+    else if (!strcmp(key, "encode")) is->encode = codecs_of(value);
     else if (!strcmp(key, "entrypoint"))
         is->entry_slice = has_word(value, "slice"), is->entry_lp = has_word(value, "lp");
     else if (!strcmp(key, "memory")) is->memory = strtoull(value, NULL, 10) << 20;

@@ -2,9 +2,11 @@
  *
  * driver.c       the entry point, the table of VA-API calls, profiles, configurations, contexts, pictures
  * objects.c      handles to things, surfaces, buffers, images
- * decode_h264.c  H.264 slices to pictures        decode.c  what every decoder shares
+ * decode.c       coded pictures to pixels        decode_h264.c, decode_hevc.c  the headers that VA-API does not pass on
  * encode.c       pictures to H.264 and HEVC      headers.c  what the application's packed headers say
- * vpp.c          scaling, cropping, conversion, deinterlacing, rotation, overlay
+ * encode_frames.c  and to VP9 and AV1            reorder.c  the order in which H.264's are shown
+ * vpp.c          scaling, cropping, conversion, deinterlacing, rotation, overlay     tonemap.c  HDR10 to SDR
+ * vpl/           the oneVPL runtime: another door to the same decoders, encoders and engines
  * personality.c  the configuration file          faults.c  the faults it asks for
  * clock.c        engines, time, sessions, memory and counters, shared by every process
  * shim.c         a preload library that makes libdrm take a regular file for a render node
@@ -32,22 +34,25 @@ enum action { ACT_STATUS, ACT_HANG, ACT_SLOW, ACT_GREEN, ACT_TRUNCATE, ACT_DROP,
 struct fault {
     char where[32]; /* "encode", "context.decode" */
     enum action action;
-    int number;    /* a VA status, or milliseconds */
+    int number;    /* a status of VA-API or oneVPL, or milliseconds */
     uint64_t at;   /* the first call that is hit, from 1 */
     bool once;     /* that call only, else it and all later ones */
     bool device;   /* calls of every client are counted together */
     uint64_t hash; /* of the line: a new line counts from nothing */
 };
 
+enum codec { CODEC_NONE, CODEC_H264, CODEC_HEVC, CODEC_VP9, CODEC_AV1, CODECS };
+
 struct personality {
     char vendor[128];
     char kernel_driver[32];
     char pdev[32];
     char preset_h264[32], preset_hevc[32]; /* of libx264 and libx265: what the quality costs the CPU */
-    char state[PATH_SIZE];
+    char state[PATH_SIZE], proc[PATH_SIZE];
     uint32_t pci_id;
-    uint32_t rate_control; /* VA_RC_* */
-    bool decode_h264, decode_hevc, encode_h264, encode_hevc, ten_bit, vpp, overlay;
+    uint32_t rate_control;   /* VA_RC_* */
+    unsigned decode, encode; /* 1 << enum codec */
+    bool ten_bit, vpp, overlay, tonemap, b_frames, vpl;
     bool entry_slice, entry_lp;
     bool packed_headers, derive_image, sync_buffer, broken;
     int max_width, max_height, max_sessions;
@@ -87,7 +92,7 @@ struct device {
 
     pthread_mutex_t clock_lock;
     struct shared *shared;
-    char client_file[PATH_SIZE + 64];
+    char client_file[PATH_SIZE + 64], proc[PATH_SIZE + 64];
     int state_fd, client_fd, slot, drm_fd;
     uint64_t client;
     int64_t busy[2];
@@ -96,6 +101,7 @@ struct device {
 };
 
 struct personality device_personality(struct device *device); /* as the file says now */
+bool device_is_open(const struct device *device);             /* driver.c */
 
 /* ---- faults.c ---- */
 
@@ -117,7 +123,7 @@ struct line { /* what a context has in the queue */
     int64_t last;
 };
 
-bool clock_open(struct device *device, const char *folder); /* true or false: clock_close ends it */
+bool clock_open(struct device *device); /* true or false: clock_close ends it */
 void clock_close(struct device *device);
 void clock_leave(struct device *device); /* only what others see of it ends */
 int64_t clock_now(void);
@@ -191,6 +197,8 @@ unsigned objects_add(struct device *device, enum kind kind, void *object); /* VA
 void *objects_get(struct device *device, enum kind kind, unsigned id);
 void *objects_take(struct device *device, enum kind kind, unsigned id);
 
+enum codec codec_of(VAProfile profile); /* driver.c */
+bool is_ten_bit(VAProfile profile);
 void context_free(struct device *device, struct context *context); /* driver.c */
 
 /* Where the planes of a picture lie in one piece of memory; gives its size, 0 for a format that is not known. */
@@ -217,6 +225,15 @@ size_t escape(const uint8_t *from, size_t size, uint8_t *to);                /* 
 /* The next NAL unit of an Annex B stream, without its start code; NULL at the end. */
 const uint8_t *next_nal(const uint8_t **from, const uint8_t *end, size_t *size);
 
+struct reorder {
+    unsigned number_bits; /* of frame_num */
+};
+
+/* An H.264 sequence parameter set or slice whose pictures are not shown in the order in which they are coded. Gives the
+ * size, at most size * 3 / 2 + 128. */
+size_t reorder_sequence(struct reorder *reorder, const uint8_t *nal, size_t size, uint8_t *to);
+size_t reorder_slice(const struct reorder *reorder, int order, const uint8_t *nal, size_t size, uint8_t *to);
+
 struct decoder *decoder_open(const struct context *context);
 void decoder_close(struct decoder *decoder);
 VAStatus decoder_render(struct decoder *decoder, const struct buffer *buffer);
@@ -235,6 +252,13 @@ VAStatus processor_end(struct device *device, struct processor *processor, struc
                        int64_t (*book)(void *, int64_t after), void *booking);
 /* One picture into another, whatever their formats and sizes. */
 bool picture_convert(const struct picture *from, const struct picture *to);
+/* HDR10 whose brightest is `nits` to SDR; both are NV12 or P010 and of one size. */
+bool tone_map(const struct picture *from, const struct picture *to, float nits);
+/* One picture into another with the region, turn and colours that are asked for and, not NULL, the filters. */
+bool picture_process(const VAProcPipelineParameterBuffer *pipeline,
+                     const VAProcFilterParameterBufferDeinterlacing *filter,
+                     const VAProcFilterParameterBufferHDRToneMapping *tones, const struct picture *from,
+                     const struct picture *to);
 void vpp_table(struct VADriverVTableVPP *table);
 
 static inline struct device *device_of(VADriverContextP va) { return va->pDriverData; }

@@ -1,4 +1,5 @@
-/* VideoProc: scaling, cropping, conversion, deinterlacing, rotation and mirroring, overlay with alpha. */
+/* VideoProc: scaling, cropping, conversion, deinterlacing, rotation and mirroring, overlay with alpha, tone mapping. */
+#include <libavutil/opt.h>
 #include <libavutil/pixdesc.h>
 #include <libswscale/swscale.h>
 #include <stdlib.h>
@@ -81,8 +82,37 @@ static bool copy_exactly(const struct picture *from, const struct picture *to) {
     return true;
 }
 
-/* Colours from BT.601 or BT.709 to RGB and back; YUV stays as it is. */
-static bool scale(const struct picture *from, const struct picture *to, bool from_709, bool to_709) {
+struct colours {
+    int matrix; /* SWS_CS_…, 0: not said */
+    int range;  /* VA_SOURCE_RANGE_…, 0: not said */
+};
+
+static bool are_same(struct colours a, struct colours b) { return a.matrix == b.matrix && a.range == b.range; }
+
+static const int *coefficients(struct colours colours) {
+    return sws_getCoefficients(colours.matrix ? colours.matrix : SWS_CS_ITU601);
+}
+
+/* The colours are told before it is opened, or it may choose a shorter way that does not know of them. */
+static struct SwsContext *scaler(const struct picture *in, const struct picture *out, struct colours source,
+                                 struct colours target) {
+    enum AVPixelFormat before = pixel_format(in->fourcc), after = pixel_format(out->fourcc);
+    bool full = source.range == VA_SOURCE_RANGE_FULL, full_after = target.range == VA_SOURCE_RANGE_FULL;
+    if (before == AV_PIX_FMT_NONE || after == AV_PIX_FMT_NONE || in->width < 1 || in->height < 1) return NULL;
+    struct SwsContext *sws = sws_alloc_context();
+    if (!sws) return NULL;
+    av_opt_set_int(sws, "srcw", in->width, 0), av_opt_set_int(sws, "srch", in->height, 0);
+    av_opt_set_int(sws, "dstw", out->width, 0), av_opt_set_int(sws, "dsth", out->height, 0);
+    av_opt_set_int(sws, "src_format", before, 0), av_opt_set_int(sws, "dst_format", after, 0);
+    av_opt_set_int(sws, "src_range", full, 0), av_opt_set_int(sws, "dst_range", full_after, 0);
+    av_opt_set_int(sws, "sws_flags", SWS_BICUBIC | SWS_ACCURATE_RND, 0);
+    sws_setColorspaceDetails(sws, coefficients(source), full, coefficients(target), full_after, 0, 1 << 16, 1 << 16);
+    if (sws_init_context(sws, NULL, NULL) >= 0) return sws;
+    sws_freeContext(sws);
+    return NULL;
+}
+
+static bool scale(const struct picture *from, const struct picture *to, struct colours source, struct colours target) {
     struct picture in = *from, out = *to;
     for (struct picture *picture = &in;; picture = &out) {
         if (picture->fourcc == VA_FOURCC_YV12) {
@@ -92,14 +122,9 @@ static bool scale(const struct picture *from, const struct picture *to, bool fro
         }
         if (picture == &out) break;
     }
-    if (from_709 == to_709 && copy_exactly(&in, &out)) return true;
-    enum AVPixelFormat before = pixel_format(in.fourcc), after = pixel_format(out.fourcc);
-    if (before == AV_PIX_FMT_NONE || after == AV_PIX_FMT_NONE || in.width < 1 || in.height < 1) return false;
-    struct SwsContext *sws = sws_getContext(in.width, in.height, before, out.width, out.height, after,
-                                            SWS_BICUBIC | SWS_ACCURATE_RND, NULL, NULL, NULL);
+    if (are_same(source, target) && copy_exactly(&in, &out)) return true;
+    struct SwsContext *sws = scaler(&in, &out, source, target);
     if (!sws) return false;
-    sws_setColorspaceDetails(sws, sws_getCoefficients(from_709 ? SWS_CS_ITU709 : SWS_CS_ITU601), 0,
-                             sws_getCoefficients(to_709 ? SWS_CS_ITU709 : SWS_CS_ITU601), 0, 0, 1 << 16, 1 << 16);
     const uint8_t *data[4] = {in.data[0], in.data[1], in.data[2]};
     uint8_t *targets[4] = {out.data[0], out.data[1], out.data[2]};
     int strides[4] = {in.stride[0], in.stride[1], in.stride[2]};
@@ -109,7 +134,9 @@ static bool scale(const struct picture *from, const struct picture *to, bool fro
     return done;
 }
 
-bool picture_convert(const struct picture *from, const struct picture *to) { return scale(from, to, false, false); }
+static const struct colours unsaid = {0};
+
+bool picture_convert(const struct picture *from, const struct picture *to) { return scale(from, to, unsaid, unsaid); }
 
 static struct picture region_of(const struct picture *picture, const VARectangle *region) {
     struct picture part = *picture;
@@ -169,7 +196,7 @@ static bool blend(const struct picture *over, const struct picture *to, const VA
     uint8_t *memory = malloc(size + 64);
     if (!memory) return false;
     picture_layout(&colours, VA_FOURCC_NV12, over->width, over->height, memory);
-    bool done = scale(over, &colours, false, false);
+    bool done = scale(over, &colours, unsaid, unsaid);
     bool opaque = over->fourcc == VA_FOURCC_BGRX || over->fourcc == VA_FOURCC_RGBX;
     for (int plane = 0; done && plane < 2; plane++)
         for (int y = 0; y < (plane ? to->height / 2 : to->height); y++)
@@ -186,38 +213,74 @@ static bool blend(const struct picture *over, const struct picture *to, const VA
     return done;
 }
 
-static VAProcFilterParameterBufferDeinterlacing *deinterlacing(struct device *device,
-                                                               const VAProcPipelineParameterBuffer *pipeline) {
+static const void *filter_of(struct device *device, const VAProcPipelineParameterBuffer *pipeline,
+                             VAProcFilterType type) {
     for (unsigned i = 0; i < pipeline->num_filters; i++) {
         struct buffer *buffer = objects_get(device, KIND_BUFFER, pipeline->filters[i]);
-        VAProcFilterParameterBufferDeinterlacing *filter = buffer ? (void *)buffer->data : NULL;
-        if (filter && filter->type == VAProcFilterDeinterlacing) return filter;
+        const VAProcFilterParameterBufferBase *filter = buffer ? (const void *)buffer->data : NULL;
+        if (filter && filter->type == type) return filter;
     }
     return NULL;
 }
 
-static bool is_709(VAProcColorStandardType standard, const VAProcColorProperties *properties) {
-    return standard == VAProcColorStandardBT709 ||
-           (standard == VAProcColorStandardExplicit && properties->matrix_coefficients == 1);
+static struct colours colours_of(VAProcColorStandardType standard, const VAProcColorProperties *properties) {
+    struct colours colours = {.range = properties->color_range};
+    unsigned code = properties->matrix_coefficients; /* of H.273 */
+    if (standard == VAProcColorStandardBT709) colours.matrix = SWS_CS_ITU709;
+    if (standard == VAProcColorStandardBT601) colours.matrix = SWS_CS_ITU601;
+    if (standard != VAProcColorStandardExplicit) return colours;
+    if (code == 1) colours.matrix = SWS_CS_ITU709;
+    if (code == 5 || code == 6) colours.matrix = SWS_CS_ITU601;
+    if (code == 9) colours.matrix = SWS_CS_BT2020;
+    return colours;
 }
 
-static bool run(struct device *device, const VAProcPipelineParameterBuffer *pipeline, const struct picture *input,
-                const struct picture *target) {
+/* Between RGB and YUV only YUV's are asked for; between YUV, what one of the two does not say stays as it is. */
+static void settle_colours(const struct picture *from, const struct picture *to, struct colours *before,
+                           struct colours *after) {
+    if (is_rgb(from)) *before = *after;
+    if (is_rgb(to) || !before->matrix || !after->matrix) after->matrix = before->matrix;
+    if (is_rgb(to) || !before->range || !after->range) after->range = before->range;
+}
+
+/* The brightest that the metadata speak of. */
+static float nits_of(const VAProcFilterParameterBufferHDRToneMapping *filter) {
+    const VAHdrMetaDataHDR10 *hdr = filter->data.metadata;
+    if (!hdr || filter->data.metadata_size < sizeof *hdr) return 1000;
+    float nits = hdr->max_content_light_level ? hdr->max_content_light_level
+                                              : (float)hdr->max_display_mastering_luminance / 10000;
+    return nits < 100 ? 1000 : nits > 10000 ? 10000 : nits;
+}
+
+static bool tone_map_scaled(const struct picture *from, const struct picture *to, float nits) {
+    if (from->width == to->width && from->height == to->height) return tone_map(from, to, nits);
+    struct picture between;
+    uint8_t *memory = malloc(picture_layout(&between, from->fourcc, to->width, to->height, NULL) + 64);
+    if (!memory) return false;
+    picture_layout(&between, from->fourcc, to->width, to->height, memory);
+    bool done = picture_convert(from, &between) && tone_map(&between, to, nits);
+    free(memory);
+    return done;
+}
+
+bool picture_process(const VAProcPipelineParameterBuffer *pipeline,
+                     const VAProcFilterParameterBufferDeinterlacing *filter,
+                     const VAProcFilterParameterBufferHDRToneMapping *tones, const struct picture *input,
+                     const struct picture *target) {
     struct picture from = region_of(input, pipeline->surface_region), to = region_of(target, pipeline->output_region);
     uint8_t *memory = NULL;
-    bool from_709 = is_709(pipeline->surface_color_standard, &pipeline->input_color_properties);
-    bool to_709 = is_709(pipeline->output_color_standard, &pipeline->output_color_properties);
-    if (is_rgb(&from) == is_rgb(&to)) to_709 = from_709; /* YUV to YUV is not converted */
-    else if (is_rgb(&from)) from_709 = to_709;
-    else to_709 = from_709;
+    struct colours before = colours_of(pipeline->surface_color_standard, &pipeline->input_color_properties);
+    struct colours after = colours_of(pipeline->output_color_standard, &pipeline->output_color_properties);
+    settle_colours(&from, &to, &before, &after);
 
-    const VAProcFilterParameterBufferDeinterlacing *filter = deinterlacing(device, pipeline);
+    if (tones && from.planes == 2 && to.planes == 2) return tone_map_scaled(&from, &to, nits_of(tones));
+
     if (filter && filter->algorithm != VAProcDeinterlacingWeave && !(filter->flags & VA_DEINTERLACING_ONE_FIELD))
         from = field_of(&from, (filter->flags & VA_DEINTERLACING_BOTTOM_FIELD) != 0);
 
     bool turned = pipeline->rotation_state || pipeline->mirror_state;
     bool mixed = pipeline->blend_state && pipeline->blend_state->flags && target->fourcc == VA_FOURCC_NV12;
-    if (!turned && !(mixed && is_rgb(&from))) return scale(&from, &to, from_709, to_709);
+    if (!turned && !(mixed && is_rgb(&from))) return scale(&from, &to, before, after);
 
     struct picture between; /* the input at the size of the output, before it is turned or laid over */
     bool sideways = pipeline->rotation_state == VA_ROTATION_90 || pipeline->rotation_state == VA_ROTATION_270;
@@ -226,14 +289,16 @@ static bool run(struct device *device, const VAProcPipelineParameterBuffer *pipe
     size_t size = picture_layout(&between, fourcc, width, height, NULL);
     if (!size || !(memory = malloc(size + 64))) return false;
     picture_layout(&between, fourcc, width, height, memory);
-    bool done = scale(&from, &between, from_709, to_709);
+    bool done = scale(&from, &between, before, after);
     if (done && turned) turn(&between, &to, pipeline->rotation_state, pipeline->mirror_state);
     else if (done) done = blend(&between, &to, pipeline->blend_state);
     free(memory);
     return done;
 }
 
-struct processor *processor_open(void) { return calloc(1, sizeof(struct processor)); }
+struct processor *processor_open(void) {
+    return calloc(1, sizeof(struct processor));
+}
 void processor_close(struct processor *processor) { free(processor); }
 
 VAStatus processor_render(struct processor *processor, const struct buffer *buffer) {
@@ -252,7 +317,10 @@ VAStatus processor_end(struct device *device, struct processor *processor, struc
         struct surface *input = objects_get(device, KIND_SURFACE, processor->pipelines[i].surface);
         if (!input) return VA_STATUS_ERROR_INVALID_SURFACE;
         int64_t ready = book(booking, input->ready);
-        if (!run(device, &processor->pipelines[i], &input->picture, &target->picture))
+        const VAProcPipelineParameterBuffer *pipeline = &processor->pipelines[i];
+        if (!picture_process(pipeline, filter_of(device, pipeline, VAProcFilterDeinterlacing),
+                             filter_of(device, pipeline, VAProcFilterHighDynamicRangeToneMapping), &input->picture,
+                             &target->picture))
             return VA_STATUS_ERROR_OPERATION_FAILED;
         if (ready > target->ready) target->ready = ready;
     }
@@ -262,23 +330,38 @@ VAStatus processor_end(struct device *device, struct processor *processor, struc
 /* ---- what it can do ---- */
 
 static VAStatus query_filters(VADriverContextP va, VAContextID context, VAProcFilterType *filters, unsigned *count) {
-    (void)va, (void)context;
-    if (*count < 1) return VA_STATUS_ERROR_MAX_NUM_EXCEEDED;
+    (void)context;
+    unsigned known = device_personality(device_of(va)).tonemap ? 2 : 1;
+    if (*count < known) return VA_STATUS_ERROR_MAX_NUM_EXCEEDED;
     filters[0] = VAProcFilterDeinterlacing;
+    if (known == 2) filters[1] = VAProcFilterHighDynamicRangeToneMapping;
+    *count = known;
+    return VA_STATUS_SUCCESS;
+}
+
+static VAStatus query_deinterlacing(VAProcFilterCapDeinterlacing *caps, unsigned *count) {
+    if (*count < 2) return VA_STATUS_ERROR_MAX_NUM_EXCEEDED;
+    caps[0].type = VAProcDeinterlacingBob;
+    caps[1].type = VAProcDeinterlacingWeave;
+    *count = 2;
+    return VA_STATUS_SUCCESS;
+}
+
+static VAStatus query_tone_mapping(VAProcFilterCapHighDynamicRange *caps, unsigned *count) {
+    if (*count < 1) return VA_STATUS_ERROR_MAX_NUM_EXCEEDED;
+    caps[0].metadata_type = VAProcHighDynamicRangeMetadataHDR10;
+    caps[0].caps_flag = VA_TONE_MAPPING_HDR_TO_SDR;
     *count = 1;
     return VA_STATUS_SUCCESS;
 }
 
 static VAStatus query_filter_caps(VADriverContextP va, VAContextID context, VAProcFilterType type, void *caps,
                                   unsigned *count) {
-    (void)va, (void)context;
-    if (type != VAProcFilterDeinterlacing) return VA_STATUS_ERROR_UNSUPPORTED_FILTER;
-    if (*count < 2) return VA_STATUS_ERROR_MAX_NUM_EXCEEDED;
-    VAProcFilterCapDeinterlacing *deinterlacers = caps;
-    deinterlacers[0].type = VAProcDeinterlacingBob;
-    deinterlacers[1].type = VAProcDeinterlacingWeave;
-    *count = 2;
-    return VA_STATUS_SUCCESS;
+    (void)context;
+    if (type == VAProcFilterDeinterlacing) return query_deinterlacing(caps, count);
+    if (type == VAProcFilterHighDynamicRangeToneMapping && device_personality(device_of(va)).tonemap)
+        return query_tone_mapping(caps, count);
+    return VA_STATUS_ERROR_UNSUPPORTED_FILTER;
 }
 
 static VAStatus query_pipeline_caps(VADriverContextP va, VAContextID context, VABufferID *filters, unsigned count,
