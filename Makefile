@@ -5,9 +5,14 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 CLIP   := .cache/clips/bigbuckbunny.mp4
+# as many tests at a time as there are CPUs, and at most four: some of them load several
+TOGETHER := --numprocesses auto --maxprocesses 4 --dist worksteal
 READY  := $(VENV)/.installed $(CLIP)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+TESTED := .cache/tested
+SOURCES := Makefile README.md pyproject.toml $(shell find benchmarks docs tests transcoder -type f ! -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -21,15 +26,22 @@ help:
 demo: $(READY) ## Transcode a real clip through a private Redis and a real worker, and show the result.
 	@$(PY) -m tests.demo
 
+test test-all simgpu $(TESTED): export GPU := software
+
 test: $(READY) ## Run every test that needs neither root nor a container engine.
-	@$(PY) -m pytest -m 'not root and not engine and not gpu'
+	@$(PY) -m pytest $(TOGETHER) -m 'not root and not engine'
+	@touch $(TESTED)
 
-test-all: $(READY) ## Run every test; those that need root or a container engine fail where there is none.
-	@$(PY) -m pytest -m 'not gpu'
+test-all: $(TESTED) ## Run those that need root or a container engine too; they fail where there is none.
+	@$(PY) -m pytest $(TOGETHER) --dist loadfile -m 'root or engine'
 
-simgpu: export GPU := software
-simgpu: $(READY) ## Build the GPU in software that the accelerators' tests will need, and run its own tests.
-	@$(PY) -m pytest -m gpu
+# What `make test` has passed is not run again before something has changed.
+$(TESTED): $(SOURCES) | $(READY)
+	@$(PY) -m pytest $(TOGETHER) -m 'not root and not engine'
+	@touch $@
+
+simgpu: $(READY) ## Build the GPU in software, and run all that is tested on it.
+	@$(PY) -m pytest $(TOGETHER) -m 'gpu and not engine'
 
 check: $(VENV)/.installed ## Check format, lint, types and import contracts, and run the fast tests, in seconds.
 	@$(PY) -m ruff format --check --quiet . || { echo "make check: run '$(PY) -m ruff format .'" >&2; exit 1; }

@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -23,6 +24,7 @@ from transcoder.version import __version__
 
 if TYPE_CHECKING:
     from transcoder.client import Client, Status
+    from transcoder.command import Command
     from transcoder.events import Emit, Event
     from transcoder.settings import Settings
 
@@ -241,13 +243,14 @@ def jobs(
         return
     now = time.time()
     screen.table(
-        ("id", "state", "phase", "done", "profile", "source", "age"),
+        ("id", "state", "phase", "done", "queue", "profile", "source", "age"),
         [
             (
                 one.id,
                 one.state,
                 one.phase,
                 _done(one),
+                one.queue or "",
                 one.spec.get("profile", ""),
                 one.spec["source"],
                 screen.span(now - one.created),
@@ -282,6 +285,46 @@ def watch(
         screen.as_json_line(last)
     if last and (error := _error(last)):
         raise typer.Exit(error.exit_code)
+
+
+@app.command()
+def workers(json: AsJson = False) -> None:
+    """List the workers: what each serves, how busy it is, and when it was last heard of.
+
+    A codec under `left alone` failed on the device; it is tried again by itself.
+    """
+    from transcoder.placement import short
+
+    found = _client().workers()
+    if json:
+        screen.as_json(
+            [
+                {
+                    "owner": one.owner,
+                    **asdict(one.told),
+                    "queues": [short(name) for name in one.told.queues],
+                    "running": one.running,
+                    "live": one.live,
+                    "heard_seconds_ago": round(one.ago, 1),
+                }
+                for one in found
+            ]
+        )
+        return
+    screen.table(
+        ("name", "device", "queues", "jobs", "left alone", "last heard"),
+        [
+            (
+                one.told.name,
+                one.told.device or "",
+                " ".join(short(name) for name in one.told.queues),
+                f"{one.running} of {one.told.places}",
+                " ".join(one.told.left_alone),
+                f"{screen.span(one.ago)} ago" if one.live else f"{screen.span(one.ago)} ago: silent",
+            )
+            for one in found
+        ],
+    )
 
 
 @app.command()
@@ -327,6 +370,30 @@ def list_profiles(
         screen.as_json(found)
     else:
         screen.table(("profile", "what it makes"), [(one.name, one.description) for one in found])
+
+
+@app.command(
+    help="""Show the GPUs of this machine, what was proven to work on each, and what was refused and why.
+
+    Every encoder is tried in every rate control that its driver lists, decoders and filters too. What was found is
+    remembered until the device, its driver, ffmpeg or the kernel changes.
+
+    \b
+    transcoder devices --fresh
+    transcoder devices --json | jq '.devices[].trouble'
+    """
+)
+def devices(
+    json: AsJson = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Try everything anew, whatever is remembered.")] = False,
+) -> None:
+    from transcoder.survey import survey
+
+    site = _settings()
+    with screen.live(quiet=True) as live:
+        live.phase("trying")
+        machine = survey(site.policy(default_roots=(os.getcwd(),)), site.cache_folder, site.threads, fresh=fresh)
+    screen.devices_json(machine) if json else screen.devices(machine, site.dri)
 
 
 @app.command()
@@ -471,7 +538,9 @@ def _plan(job: JobSpec, site: Settings, as_json: bool) -> None:
 
     policy = site.policy(default_roots=(os.getcwd(),))
     source = probe(job.source, policy)
-    found = plan(job, source, survey(policy, site.cache_folder, site.threads), policy.max_pixels)
+    machine = survey(policy, site.cache_folder, site.threads)
+    allowed = machine if policy.hardware_decode else machine.decoding_in_software()
+    found = plan(job, source, allowed, policy.max_pixels)
     refuse_targets(found.targets, job.source, policy, overwrite=job.overwrite)
     commands = [
         {
@@ -512,6 +581,9 @@ class _Interrupt:
 
     def may_write(self, targets: Sequence[str]) -> None:
         pass
+
+    def slot(self, command: Command) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def still_ours(self) -> None:
         if self.cancelled():

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from transcoder import queue, settings
+from transcoder import placement, queue, settings
 from transcoder.errors import TargetExists, TranscoderError, error_named
-from transcoder.ledger import FINISHED, TRANSITIONS, Ledger, Moment, Record
+from transcoder.ledger import FINISHED, TRANSITIONS, Heard, Ledger, Moment, Record
+from transcoder.machine import SOFTWARE
 from transcoder.roots import refuse_outside
 from transcoder.spec import JobSpec
 
-PHASES = ("queued", "probing", "encoding", "verifying", "publishing")
-"""The phases that a job goes through on its way, in order; after them it is published, failed or cancelled."""
+PHASES = ("queued", "probing", "waiting", "encoding", "verifying", "publishing")
+"""The phases that a job goes through on its way, in order; after them it is published, failed or cancelled.
+
+It waits only where its device, or the CPUs, have all the work that they can bear.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class Status:
 
     `state` is queued, running, published, failed or cancelled; `phase` is one of PHASES, or the state of a finished
     job. `spec` is what was asked, as JSON values. `result` is there once it is published, `error` once it failed or
-    was cancelled. `attempts` counts how often a worker took it. `waiting_for` says why it does not run yet.
+    was cancelled. `attempts` counts how often a worker took it. `queue` is the one that it waits in or was taken from,
+    `waiting_for` says why it does not run yet.
     """
 
     id: str
@@ -52,6 +57,7 @@ class Status:
     error: dict[str, Any] | None = None
     attempts: int = 0
     owner: str | None = None
+    queue: str | None = None
     waiting_for: str | None = None
     cancel_asked: bool = False
     history: tuple[Moment, ...] = ()
@@ -85,13 +91,14 @@ class Client:
             PathRefused: source or target lies outside the media roots, where this client knows them.
             TargetExists: another unfinished job writes one of the targets.
             TokenConflict: the token was used before with another spec.
+            NoRoute: acceleration is required and no live worker has the ability.
         """
         for path in (spec.source, spec.target) if self._roots else ():
             refuse_outside(path, self._roots or ())
         if spec.target == spec.source:
             raise TargetExists(f"the target {spec.target!r} is the source itself", "Name another target.")
         job_id = secrets.token_hex(8)
-        return self._ledger.submit(job_id, spec, queue.message(job_id, spec.priority, spec.schema_version))
+        return self._ledger.submit(job_id, spec, queue.message(job_id, spec.priority))
 
     def status(self, job_id: str) -> Status:
         """A job as it stands.
@@ -148,6 +155,10 @@ class Client:
             raise TranscoderError(f"there is no state {state!r}", f"The states are {', '.join(TRANSITIONS)}.")
         return [_status(record) for record in self._ledger.jobs(state, limit)]
 
+    def workers(self) -> list[Heard]:
+        """The workers that were heard of lately, the latest first: what each serves, and how long ago it spoke."""
+        return self._ledger.workers()
+
     def close(self) -> None:
         """Give the connections back."""
         self._ledger.close()
@@ -177,7 +188,8 @@ def _status(record: Record) -> Status:
         error=_maybe(json.loads, fields.get("error")),
         attempts=int(fields["attempt"]),
         owner=fields.get("owner"),
-        waiting_for=_waiting_for(record) if state == "queued" else None,
+        queue=placement.short(fields["queue"]),
+        waiting_for=_waiting_for(record),
         cancel_asked="cancel" in fields,
         history=record.history,
     )
@@ -187,14 +199,25 @@ def _maybe(read: Callable[[str], Any], text: str | None) -> Any:
     return None if text is None else read(text)
 
 
-def _waiting_for(record: Record) -> str:
-    name, schema = record.fields["queue"], record.fields["schema"]
+def _waiting_for(record: Record) -> str | None:
+    fields = record.fields
+    if fields["state"] == "running" and fields.get("phase") == "waiting":
+        return f"{fields.get('detail') or 'a slot'}, which has all the work that it can bear"
+    if fields["state"] != "queued":
+        return None
+    ability = placement.short(fields["queue"])
     if record.waiting is None:
-        return "a place on a worker"
-    if not record.workers:
-        return f"no worker is running; start one that reads schema {schema} (queue {name})"
-    others = record.waiting - 1
-    return f"a free place on a worker (queue {name}, {others or 'no'} other{'' if others == 1 else 's'} waiting)"
+        return f"a worker that serves {ability}"
+    others = _count(record.waiting - 1, "other")
+    hop = "" if record.hop is None else f"; goes to {SOFTWARE} in {record.hop:.0f} s"
+    if record.serving:
+        return f"a free place on a worker that serves {ability} ({record.serving} live, {others} waiting){hop}"
+    none = f"none of {_count(record.workers, 'live worker')} does" if record.workers else "no worker is running"
+    return f"a worker that serves {ability}: {none}{hop}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'' if number == 1 else 's'}"
 
 
 def _passed(now: Status, seen: int) -> Iterator[Status]:

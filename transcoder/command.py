@@ -15,6 +15,7 @@ import ffmpeg
 
 from transcoder.audio import Sound, Subtitle
 from transcoder.container import MUXER
+from transcoder.machine import SOFTWARE
 from transcoder.media import Media, VideoStream
 from transcoder.picture import Picture
 from transcoder.spec import Output
@@ -40,6 +41,11 @@ class Filter:
 
     name: str
     arguments: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        """As in a filter graph, for arguments without special characters."""
+        words = ":".join(f"{key}={value}" for key, value in self.arguments)
+        return f"{self.name}={words}" if words else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,30 @@ class Work:
     media: Media
     rungs: tuple[Rung, ...]
 
+    @property
+    def codecs(self) -> frozenset[str]:
+        """The video codecs that are encoded."""
+        return frozenset(rung.output.video.codec for rung in self.rungs if rung.picture and rung.output.video)
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way through the machine: which API on which device decodes, filters and encodes."""
+    """A way through the machine: `api` encodes on `device` (its id; None for the CPU).
+
+    `decode` and `filter` are the APIs that decode and filter. `codecs` are those that are encoded.
+    """
 
     name: str
     api: str
     device: str | None = None
+    decode: str = SOFTWARE
+    filter: str = SOFTWARE
+    codecs: frozenset[str] = frozenset()
+
+    @property
+    def place(self) -> str:
+        """What it runs on: the device, or the API where that has devices of its own."""
+        return self.device or self.api
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +122,8 @@ class Command:
     input_options: Options = ()
     global_options: tuple[str, ...] = ()
     max_pixels: int | None = None
+    cost: float = 0.0
+    """Pixels per second that it encodes at the source's own pace: how much of a device or of the CPUs it takes."""
 
     def argv(self, ffmpeg_path: str = "ffmpeg", outputs: Sequence[str] | None = None) -> tuple[str, ...]:
         """The words to execute, writing to `outputs` (the branches' own targets when left out)."""
@@ -113,6 +137,19 @@ class Command:
         ]
         words: list[str] = ffmpeg.merge_outputs(*made).get_args()
         return (ffmpeg_path, "-hide_banner", "-nostdin", *self.global_options, *words)
+
+
+USUAL_RATE = 25.0
+"""Frames per second of a source that does not say."""
+
+
+def pixel_rate(rungs: Sequence[Rung]) -> float:
+    """Pixels per second that are encoded for a second of source; nothing for copies and sound."""
+    return sum(
+        rung.picture.width * rung.picture.height * float(rung.picture.fps or rung.source.rate or USUAL_RATE)
+        for rung in rungs
+        if rung.picture and rung.source
+    )
 
 
 def branch(rung: Rung, media: Media, filters: tuple[Filter, ...], encoder: Options) -> Branch:

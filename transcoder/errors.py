@@ -100,10 +100,10 @@ class NoRouteWorked(TranscoderError):
 
 
 class NoRoute(TranscoderError):
-    """No command is worth trying: acceleration is required and this machine has none that can do it."""
+    """Acceleration is required, and this machine, or every live worker, has none that can do it."""
 
     exit_code = 12
-    summary = "required acceleration is not to be had on this machine"
+    summary = "required acceleration is not to be had, here or on any live worker"
 
 
 class BrokerUnavailable(TranscoderError):

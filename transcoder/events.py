@@ -11,6 +11,7 @@ from transcoder.errors import TranscoderError
 from transcoder.faults import FaultClass
 from transcoder.media import Media
 from transcoder.progress import Progress
+from transcoder.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,10 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The job is done: verified files stand under their names and the manifest beside them."""
+    """The job is done: verified files stand under their names and the manifest beside them.
+
+    `gpu` is what the GPU's engines did on the route that published; None in software and where no driver counts.
+    """
 
     route: Route
     outputs: tuple[OutputFacts, ...]
@@ -121,6 +125,15 @@ class Published:
     timings: Timings
     tried: tuple[Tried, ...] = ()
     warnings: tuple[str, ...] = ()
+    gpu: Usage | None = None
+
+    @property
+    def on_gpu(self) -> bool | None:
+        """Whether the GPU really did it: its engines worked, or they stood still on a route that should use it.
+
+        None in software, and where its counters could not be read.
+        """
+        return None if self.gpu is None else self.gpu.seconds > 0
 
     @property
     def fps(self) -> float | None:
@@ -139,7 +152,8 @@ class Published:
         values = asdict(self)
         route = values.pop("route")
         where = {"route": route["name"], "api": route["api"], "device": route["device"]}
-        return {**where, "verified": True, "fps": self.fps, "speed": self.speed, **values}
+        values["gpu"] = self.gpu.as_record() if self.gpu else None
+        return {**where, "verified": True, "on_gpu": self.on_gpu, "fps": self.fps, "speed": self.speed, **values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +163,17 @@ class Failed:
     error: TranscoderError
 
 
-Event: TypeAlias = Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed
+@dataclass(frozen=True, slots=True)
+class HandedOn:
+    """The job goes on with another worker, which takes it from `queue`; this one has nothing more to do with it."""
+
+    queue: str
+    why: str
+
+
+Event: TypeAlias = (
+    Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed | HandedOn
+)
 Emit: TypeAlias = Callable[[Event], None]
 
 
@@ -164,7 +188,7 @@ def phase(event: Event) -> str | None:
             return "verifying"
         case Publishing():
             return "publishing"
-        case Published() | Failed():
+        case Published() | Failed() | HandedOn():
             return "done"
         case Planned() | FellBack():
             return None

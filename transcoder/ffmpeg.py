@@ -12,35 +12,54 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
+from transcoder import fdinfo
+from transcoder.children import DYING_WITH_PARENT
 from transcoder.errors import FfmpegMissing, JobCancelled
 from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.policy import Policy
 from transcoder.progress import Progress, Reader
+from transcoder.usage import Meter, Usage
+from transcoder.vitals import Vitals, family, stopped, vitals, waits
 
 REPORTING = ("-y", "-nostats", "-stats_period", "0.5", "-progress", "pipe:1", "-loglevel", "level+verbose")
 """Options of every run: replace what a failed route left in the scratch, report twice a second, log with levels."""
 
 _TICK = 0.1
 _REAP_LIMIT = 10.0
-_HEAD, _COMPLAINTS, _TAIL, _LINE = 40, 40, 200, 500
+_HEAD, _FIRST_COMPLAINTS, _TAIL, _LINE = 40, 80, 200, 500
 
-# PDEATHSIG fires when the forking thread ends and survives exec (prctl(2)); the shell then checks that the parent did
-# not die before it was set. preexec_fn would do the same and is not safe with threads.
-_DYING_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+_PATIENCE, _PATIENCE_ON_DEVICE = 5, 2
+"""How many limits of silence a process is given that works and gets nowhere: in software by its CPU time, on a device
+by its engines; and by its CPU time alone on a device whose engines stand still, which may be a driver that spins."""
+
+_WORKS = 0.05
+"""The share of a CPU from which a process is taken to work: waiting and reporting cost ffmpeg less than a hundredth."""
+
+_PAUSE = 1.0
+"""Seconds between two looks that mean that we stood still ourselves, as in a container that was paused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """ffmpeg ended with exit code 0, which proves nothing yet. `decoded` maps input stream index to frames decoded."""
+    """ffmpeg ended with exit code 0, which proves nothing yet. `decoded` maps input stream index to frames decoded.
+
+    `device` is the one that it was to use, None for the CPU, and `usage` what that did for it; None where its driver
+    counts nothing, or where the counters stood still when they were last read and nobody saw them at the end.
+    """
 
     stderr: tuple[str, ...]
     decoded: dict[tuple[int, int], int]
+    device: str | None = None
+    usage: Usage | None = None
 
 
-def run(words: Sequence[str], policy: Policy, cancelled: Callable[[], bool]) -> Iterator[Progress | Finished]:
+def run(
+    words: Sequence[str], policy: Policy, cancelled: Callable[[], bool], *, device: str | None = None
+) -> Iterator[Progress | Finished]:
     """Run ffmpeg, yielding its progress and at the end one Finished.
 
-    `words` begin with the program. The process group is gone when this ends, however it ends.
+    `words` begin with the program. With `device`, the name of the GPU that they use, its counters are read as well.
+    The process group is gone when this ends, however it ends.
 
     Raises:
         Fault: ffmpeg failed, died or stalled; with the command and its last words.
@@ -49,9 +68,9 @@ def run(words: Sequence[str], policy: Policy, cancelled: Callable[[], bool]) -> 
     """
     argv = (words[0], *REPORTING, *words[1:])
     child = _spawn(argv)
-    log = _Log()
+    log, gpu = _Log(), _Gpu(device, policy.proc, child.pid) if device else None
     try:
-        yield from _follow(child, log, policy, cancelled, argv)
+        yield from _follow(child, log, gpu, policy, cancelled, argv)
         returncode = child.wait()
     finally:
         _end(child)
@@ -60,20 +79,26 @@ def run(words: Sequence[str], policy: Policy, cancelled: Callable[[], bool]) -> 
             raise _missing(words[0])
         kind, what = classify(returncode, log.lines())
         raise Fault(kind, what, Evidence(argv, returncode, log.lines()))
-    yield Finished(log.lines(), log.decoded)
+    yield Finished(log.lines(), log.decoded, device, gpu.usage() if gpu else None)
 
 
 def _spawn(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            (*_DYING_WITH_PARENT, str(os.getpid()), *argv),
+            (*DYING_WITH_PARENT, str(os.getpid()), *argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=_environment(),
             start_new_session=True,
         )
     except OSError:
         raise _missing("setpriv") from None
+
+
+def _environment() -> dict[str, str]:
+    """Ours without our own settings: TRANSCODER_BROKER may hold a password, and ffmpeg reads files of strangers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TRANSCODER_")}
 
 
 def _missing(program: str) -> FfmpegMissing:
@@ -84,12 +109,17 @@ def _missing(program: str) -> FfmpegMissing:
 
 
 def _follow(
-    child: subprocess.Popen[bytes], log: _Log, policy: Policy, cancelled: Callable[[], bool], argv: Sequence[str]
+    child: subprocess.Popen[bytes],
+    log: _Log,
+    gpu: _Gpu | None,
+    policy: Policy,
+    cancelled: Callable[[], bool],
+    argv: Sequence[str],
 ) -> Iterator[Progress]:
     """Read both pipes until they close; watch for cancelling and for silence."""
     assert child.stdout
     assert child.stderr
-    reader, watch = Reader(), _Watch(child.pid, policy)
+    reader, watch = Reader(), _Watch(child.pid, policy, gpu)
     with selectors.DefaultSelector() as pipes:
         pipes.register(child.stdout, selectors.EVENT_READ)
         pipes.register(child.stderr, selectors.EVENT_READ)
@@ -102,64 +132,169 @@ def _follow(
                     log.feed(data)
                 else:
                     for report in reader.feed(data):
+                        if gpu:  # first of all: after its last report ffmpeg closes the device
+                            gpu.read(last=report.last)
                         watch.see(report)
                         yield report
+            if gpu:
+                gpu.read_when_due()
             if cancelled():
                 raise JobCancelled("the job was cancelled while encoding", "Submit it again if it is wanted after all.")
             if silence := watch.silence():
-                raise Fault(FaultClass.STALLED, silence, Evidence(tuple(argv), None, log.lines()))
+                raise Fault(*silence, Evidence(tuple(argv), None, log.lines()))
+
+
+class _Gpu:
+    """Reads the GPU's counters of a process while it runs: they vanish when it closes the device or ends.
+
+    That is ten times a second, so that a short job is caught too, and at ffmpeg's last report, which it prints before
+    it closes its devices. A reading costs some 0.3 ms.
+    """
+
+    def __init__(self, device: str, proc: str, process: int) -> None:
+        self.device = device
+        self._proc, self._process = proc, process
+        self._meter = Meter()
+        self._next = 0.0
+        self._whole = False
+
+    def read_when_due(self) -> None:
+        if monotonic() >= self._next:
+            self.read()
+
+    def read(self, *, last: bool = False) -> None:
+        now = monotonic()
+        self._next = now + _TICK
+        there = self._meter.see(fdinfo.clients(self._proc, family(self._process)), now)
+        self._whole |= last and there
+
+    @property
+    def mark(self) -> int:
+        """What grows while an engine works."""
+        return self._meter.mark
+
+    @property
+    def counts(self) -> bool:
+        """The driver has counters and they were seen."""
+        return self._meter.usage() is not None
+
+    def usage(self) -> Usage | None:
+        """What the engines did. That they did nothing is only known when they were read at the end."""
+        found = self._meter.usage()
+        return found if found and (found.seconds or self._whole) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a process had done at a moment: signs of life, and of its GPU's engines."""
+
+    at: float
+    vitals: Vitals
+    engines: int
+
+    def works(self, before: _Look) -> bool:
+        """Whether the CPU worked since then."""
+        return self.vitals.cpu - before.vitals.cpu >= max(0.02, _WORKS * (self.at - before.at))
 
 
 class _Watch:
-    """Notices when nothing moves: neither frames, time nor size of the output, nor what ffmpeg has read.
+    """Notices when nothing moves for too long, and tells why.
 
-    ffmpeg goes on reporting while it hangs, with frozen values. The bytes read (/proc/PID/io) also move while a
-    finished mp4 is rewritten for faststart, when nothing is reported.
+    ffmpeg goes on reporting while it hangs, with frozen values: frames, time and size of the output are what counts,
+    and the bytes that ffmpeg reads, which also move while a finished mp4 is rewritten for faststart and nothing is
+    reported. Where these stand still the process is looked at twice in each limit:
+
+    - Its CPU time or the GPU's engines move: it is slow. It is given up to `_PATIENCE` limits, since something that
+      runs round in circles moves as well; but `_PATIENCE_ON_DEVICE` where the engines of its GPU stand still.
+    - A thread waits inside a system call for a file: the storage does not answer, and nobody else is to blame.
+    - It was stopped by a signal: neither is to blame.
+    - Otherwise it hangs; on a device, the device does.
     """
 
-    def __init__(self, pid: int, policy: Policy) -> None:
-        self._pid, self._policy = pid, policy
+    def __init__(self, process: int, policy: Policy, gpu: _Gpu | None) -> None:
+        self._process, self._policy, self._gpu = process, policy, gpu
         self._mark = (0, 0.0, 0)
-        self._read = 0
-        self._since = monotonic()
+        self._since = self._looked = monotonic()
+        self._before: _Look | None = None
 
     def see(self, report: Progress) -> None:
         if report.mark != self._mark:
-            self._mark, self._since = report.mark, monotonic()
+            self._mark = report.mark
+            self._moved(monotonic())
 
-    def silence(self) -> str | None:
-        """What to say about the silence once it is too long; None while all is well."""
-        started = self._mark > (0, 0.0, 0)
-        limit = self._policy.stall_limit if started else self._policy.first_frame_limit
-        if monotonic() - self._since < limit:
+    def silence(self) -> tuple[FaultClass, str] | None:
+        """The fault, in its class and a sentence, once the silence is too long; None while all is well."""
+        now = monotonic()
+        if now - self._looked > _PAUSE:
+            self._since += now - self._looked
+        self._looked = now
+        limit = self._limit
+        if now - self._since < limit / 2:
             return None
-        before, self._read = self._read, self._bytes_read()
-        if self._read != before:
-            self._since = monotonic()
+        if self._before is None:
+            self._before = self._look(now)
+        if now - self._before.at < limit / 2:
             return None
-        return f"ffmpeg made {'no progress' if started else 'no first frame'} for {limit:g} s"
+        before, self._before = self._before, self._look(now)
+        if self._before.vitals.read != before.vitals.read:
+            self._moved(now)
+            return None
+        patience = self._patience(before, self._before)
+        if now - self._since < limit * patience:
+            return None
+        return self._verdict(limit * patience, engines_work=self._before.engines != before.engines)
 
-    def _bytes_read(self) -> int:
-        try:
-            with open(f"/proc/{self._pid}/io", "rb") as counters:
-                return int(counters.readline().split()[1])
-        except (OSError, ValueError, IndexError):
-            return 0
+    @property
+    def _started(self) -> bool:
+        return self._mark > (0, 0.0, 0)
+
+    @property
+    def _limit(self) -> float:
+        return self._policy.stall_limit if self._started else self._policy.first_frame_limit
+
+    def _moved(self, now: float) -> None:
+        self._since, self._before = now, None
+
+    def _look(self, now: float) -> _Look:
+        return _Look(now, vitals(family(self._process)), self._gpu.mark if self._gpu else 0)
+
+    def _patience(self, before: _Look, after: _Look) -> int:
+        if after.engines != before.engines:
+            return _PATIENCE
+        if after.works(before):
+            return _PATIENCE_ON_DEVICE if self._gpu and self._gpu.counts else _PATIENCE
+        return 1
+
+    def _verdict(self, limit: float, *, engines_work: bool) -> tuple[FaultClass, str]:
+        nothing = f"ffmpeg made {'no progress' if self._started else 'no first frame'} for {limit:g} s"
+        if wait := waits(family(self._process)):
+            way = "does not deliver" if wait.what == "read" else "does not take what is written"
+            return FaultClass.BLOCKED, f"{nothing}: it waits for {wait.path}, which {way}"
+        if stopped(self._process):
+            return FaultClass.TRANSIENT, f"{nothing}: it was stopped by a signal"
+        if self._gpu is None:
+            return FaultClass.STALLED, nothing
+        hangs = f"the GPU {self._gpu.device} hangs: {nothing}"
+        if engines_work:
+            return FaultClass.STALLED, f"{hangs}, though its engines work"
+        counters = "its engines stand still" if self._gpu.counts else "no counter tells what it does"
+        return FaultClass.STALLED, f"{hangs}, and {counters}"
 
 
 _DECODED = re.compile(r"Input stream #(\d+):(\d+) \(\w+\): .*?; (\d+) frames decoded")
 
 
 class _Log:
-    """ffmpeg's stderr, bounded: the first lines, which say what it opened, the last, which say how it ended, and of
-    those between them the first complaints. `decoded` counts frames by input and stream, from all lines.
+    """ffmpeg's stderr, bounded: of the complaints and of all other lines, each for itself, the first and the last.
+
+    The first lines say what it opened, the last how it ended, and no chatter can hide a complaint. `decoded` counts
+    frames by input and stream, from all lines.
     """
 
     def __init__(self) -> None:
         self.decoded: dict[tuple[int, int], int] = {}
-        self._head: list[str] = []
-        self._complaints: list[str] = []
-        self._tail: deque[str] = deque(maxlen=_TAIL)
+        self._lines, self._complaints = _Ends(_HEAD), _Ends(_FIRST_COMPLAINTS)
+        self._number = 0
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -169,19 +304,32 @@ class _Log:
             self._keep(line)
 
     def lines(self) -> tuple[str, ...]:
+        """What is kept, in the order in which it was said."""
         rest = [self._rest[:_LINE].decode("utf-8", "replace")] if self._rest else []
-        return (*self._head, *self._complaints, *self._tail, *rest)
+        return (*(line for _, line in sorted([*self._lines.kept(), *self._complaints.kept()])), *rest)
 
     def _keep(self, line: bytes) -> None:
         text = line[:_LINE].decode("utf-8", "replace")
         if "frames decoded" in text and (found := _DECODED.search(text)):
             self.decoded[int(found[1]), int(found[2])] = int(found[3])
-        if len(self._head) < _HEAD:
-            self._head.append(text)
-        elif text:
-            if len(self._tail) == _TAIL and len(self._complaints) < _COMPLAINTS:
-                self._complaints += [oldest for oldest in (self._tail[0],) if errors_in((oldest,))]
-            self._tail.append(text)
+        if text:
+            self._number += 1
+            (self._complaints if errors_in((text,)) else self._lines).keep(self._number, text)
+
+
+class _Ends:
+    """The first `head` lines and the last of those after them, numbered."""
+
+    def __init__(self, head: int) -> None:
+        self._head: list[tuple[int, str]] = []
+        self._most = head
+        self._tail: deque[tuple[int, str]] = deque(maxlen=_TAIL)
+
+    def keep(self, number: int, text: str) -> None:
+        (self._head if len(self._head) < self._most else self._tail).append((number, text))
+
+    def kept(self) -> list[tuple[int, str]]:
+        return [*self._head, *self._tail]
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from time import monotonic
+from time import monotonic, sleep
 from typing import Protocol
 
 from transcoder import ffmpeg, manifest, publish
@@ -25,11 +26,11 @@ from transcoder.events import (
     Tried,
     Verifying,
 )
-from transcoder.faults import Fault, FaultClass, Next, what_next
+from transcoder.faults import Fault, FaultClass, last_words, stage
 from transcoder.machine import Machine
 from transcoder.manifest import Attempt
 from transcoder.media import Media
-from transcoder.plan import Plan, plan
+from transcoder.plan import Plan, following, plan
 from transcoder.policy import Policy
 from transcoder.probe import Fingerprint, fingerprint, probe
 from transcoder.progress import Progress
@@ -37,6 +38,9 @@ from transcoder.scratch import Scratch, scratch
 from transcoder.spec import JobSpec
 from transcoder.targets import refuse_targets
 from transcoder.verify import Verified, verify
+
+SHORTAGE_PAUSE = 1.0
+"""Seconds before a device that was short of memory or sessions is asked again."""
 
 STDERR_KEPT = 60
 """Lines of ffmpeg's log that go into the evidence of a failed job."""
@@ -47,6 +51,14 @@ class Permit(Protocol):
 
     def cancelled(self) -> bool:
         """Whether the job was cancelled or taken away. Asked several times a second."""
+        ...
+
+    def slot(self, command: Command) -> AbstractContextManager[None]:
+        """A place on the device (or the CPUs) that the command needs, waited for and given back at the end.
+
+        Raises:
+            JobCancelled: it was cancelled while it waited.
+        """
         ...
 
     def may_write(self, targets: Sequence[str]) -> None:
@@ -78,7 +90,8 @@ def transcode(
     clock = Clock()
     emit(Probing(spec.source))
     before, source = fingerprint(spec.source, policy), probe(spec.source, policy)
-    planned = plan(spec, source, machine, policy.max_pixels)
+    allowed = machine if policy.hardware_decode else machine.decoding_in_software()
+    planned = plan(spec, source, allowed, policy.max_pixels)
     emit(Planned(source, planned.commands, planned.left_out))
 
     if whole := publish.recover(attempt.job_id, attempt.number, planned.targets, policy):
@@ -88,20 +101,28 @@ def transcode(
     clock.lap("probe")
 
     tried: list[Tried] = []
+    command: Command | None = planned.commands[0]
     with scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
-        for command in planned.commands:
-            emit(Started(command.route))
+        while command:
             try:
-                finished = _encode(command, held, source, policy, emit, permit)
+                with permit.slot(command):
+                    clock.lap("wait")
+                    emit(Started(command.route))
+                    finished = _encode(command, held, source, policy, emit, permit)
                 clock.lap("encode")
                 emit(Verifying(command.route))
-                good = verify(planned, held.paths, finished, policy, permit.cancelled)
+                good = verify(planned, command.route, held.paths, finished, policy, permit.cancelled)
                 clock.lap("verify")
             except Fault as fault:
                 tried.append(Tried(command.route.name, fault.kind.value, fault.what, clock.lap("lost")))
                 emit(FellBack(command.route, fault.kind, fault.what, tried[-1].lost))
-                if command is planned.commands[-1] or what_next(fault.kind, command.route.api) is not Next.ROUTE:
+                again = sum(one.route == command.route.name for one in tried)
+                next_command = following(planned.commands, command, fault.kind, stage(fault), again)
+                if next_command is None:
                     raise _conclusion(spec, fault, tried) from fault
+                if next_command is command:
+                    sleep(SHORTAGE_PAUSE)
+                command = next_command
             else:
                 emit(Publishing(command.route))
                 refuse_changed(spec.source, before, policy)
@@ -114,6 +135,7 @@ def transcode(
                     timings=clock.timings(good.decode),
                     tried=tuple(tried),
                     warnings=(*planned.left_out, *good.warnings),
+                    gpu=finished.usage,
                 )
                 permit.still_ours()
                 promised = manifest.compose(
@@ -122,7 +144,7 @@ def transcode(
                 publish.put(held, promised, policy, overwrite=spec.overwrite)
                 clock.lap("publish")
                 return _announce(replace(result, timings=clock.timings(good.decode)), emit)
-    raise AssertionError("a plan has a command, and the last one returns or raises")
+    raise AssertionError("a plan has a command, and each returns, raises or names another")
 
 
 class Clock:
@@ -162,7 +184,8 @@ def _encode(
 ) -> ffmpeg.Finished:
     """Run ffmpeg to its end, which is 100 % whatever the header said of the duration."""
     last = Progress()
-    for step in ffmpeg.run(command.argv(policy.ffmpeg, held.paths), policy, permit.cancelled):
+    words = command.argv(policy.ffmpeg, held.paths)
+    for step in ffmpeg.run(words, policy, permit.cancelled, device=command.route.device):
         if isinstance(step, ffmpeg.Finished):
             emit(Advanced(command.route, last, 1.0, 0.0))
             return step
@@ -191,12 +214,15 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
         "tried": [asdict(one) for one in tried],
         "argv": list(fault.evidence.argv),
         "returncode": fault.evidence.returncode,
-        "stderr": list(fault.evidence.stderr[-STDERR_KEPT:]),
+        "stderr": list(last_words(fault.evidence.stderr, STDERR_KEPT)),
     }
     match fault.kind:
         case FaultClass.INPUT:
             hint = "Bring a whole copy, or allow --salvage to publish what can be read."
             return InputUnreadable(f"the source {spec.source!r} is damaged or cut short: {fault.what}", hint, evidence)
+        case FaultClass.BLOCKED:
+            hint = "Look at the storage, and submit again once it answers."
+            return InputUnreadable(f"the source {spec.source!r} could not be read: {fault.what}", hint, evidence)
         case FaultClass.OUTPUT:
             hint = "Make room or repair the volume, then submit again."
             return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)

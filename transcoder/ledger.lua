@@ -1,5 +1,7 @@
 -- The ledger's changes, each of which happens whole or not at all. ledger.py puts the constants before this text:
--- LEGAL[from][to], RETENTION (seconds that a finished record is kept), HISTORY (lines of a job's history), ALIVE (seconds).
+-- LEGAL[from][to], RETENTION (seconds that a finished record is kept), HISTORY (lines of a job's history), ALIVE (seconds
+-- after which a worker that says nothing counts no more), GRACE (seconds that nobody serves a queue before jobs leave it),
+-- SILENT (seconds that a silent worker is still listed).
 -- Every operation answers with a word first: 'ok', or why it was refused. Times are Redis' own, in seconds of Unix time.
 
 local clock = redis.call('TIME')
@@ -10,6 +12,10 @@ local function job_key(id) return 'transcoder:job:' .. id end
 local function history_key(id) return 'transcoder:history:' .. id end
 local function state_key(state) return 'transcoder:state:' .. state end
 local function waiting_key(queue) return 'transcoder:waiting:' .. queue end
+local function prefer_key(queue) return 'transcoder:prefer:' .. queue end
+local function serving_key(queue) return 'transcoder:serving:' .. queue end
+local function worker_key(owner) return 'transcoder:worker:' .. owner end
+local function message_key(id) return 'transcoder:message:' .. id end
 local function target_key(digest) return 'transcoder:target:' .. digest end
 local function token_key(digest) return 'transcoder:token:' .. digest end
 
@@ -28,7 +34,8 @@ end
 -- phases that began since the last word from the worker: {{name, seconds ago, detail}, ...}
 local function note_phases(id, phases)
   for _, begun in ipairs(phases) do note(id, now - begun[2], begun[1], begun[3]) end
-  if #phases > 0 then redis.call('HSET', job_key(id), 'phase', phases[#phases][1]) end
+  local last = phases[#phases]
+  if last then redis.call('HSET', job_key(id), 'phase', last[1], 'detail', last[3]) end
 end
 
 -- the first of the targets that another unfinished job has, and that job
@@ -71,7 +78,9 @@ end
 
 local function retire(id)
   release(id)
-  redis.call('HDEL', job_key(id), 'targets', 'claim', 'cancel')
+  redis.call('DEL', message_key(id))
+  redis.call('ZREM', 'transcoder:aside', id)
+  redis.call('HDEL', job_key(id), 'targets', 'claim', 'cancel', 'tried')
   redis.call('HSET', job_key(id), 'finished', at(now))
   local token = field(id, 'token')
   if token then redis.call('EXPIRE', token_key(token), RETENTION) end
@@ -80,9 +89,58 @@ local function retire(id)
   prune()
 end
 
+-- `prefer` jobs that wait for hardware have an index of their own: those of `require` before them never hop
 local function wait_in(id, queue)
+  local policy, software = unpack(redis.call('HMGET', job_key(id), 'policy', 'software'))
   redis.call('SADD', 'transcoder:queues', queue)
+  redis.call('HSET', job_key(id), 'queue', queue)
   redis.call('ZADD', waiting_key(queue), at(now), id)
+  if policy == 'prefer' and queue ~= software then redis.call('ZADD', prefer_key(queue), at(now), id) end
+end
+
+local function wait_no_more(id, queue)
+  redis.call('ZREM', waiting_key(queue), id)
+  redis.call('ZREM', prefer_key(queue), id)
+end
+
+-- the job's message in that queue, behind all others or, for a job that has waited elsewhere, before them
+local function send(id, queue, before)
+  local text, step = unpack(redis.call('HMGET', message_key(id), 'text', 'step'))
+  text = text:gsub('"routing_key": "[^"]*"', '"routing_key": "' .. queue .. '"')
+  redis.call(before and 'RPUSH' or 'LPUSH', queue .. step, text)
+end
+
+local function live(queue) return redis.call('ZCOUNT', serving_key(queue), now - ALIVE, '+inf') end
+local function live_workers() return redis.call('ZRANGEBYSCORE', 'transcoder:workers', now - ALIVE, '+inf') end
+
+-- what the live workers say of themselves
+local function told_by_live(answer)
+  for _, owner in ipairs(live_workers()) do
+    answer[#answer + 1] = redis.call('HGET', worker_key(owner), 'told') or '{}'
+  end
+  return answer
+end
+
+local function has_tried(id, owner)
+  for _, other in ipairs(cjson.decode(field(id, 'tried') or '[]')) do
+    if other == owner then return true end
+  end
+  return false
+end
+
+-- whether a live worker serves the queue that has not handed the job on
+local function another_serves(id, queue)
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', serving_key(queue), now - ALIVE, '+inf')) do
+    if not has_tried(id, owner) then return true end
+  end
+  return false
+end
+
+-- the queue of a new job; nil where its policy forbids all that lives
+local function choose(job)
+  if not job.hardware or live(job.hardware) > 0 then return job.hardware or job.software end
+  if job.policy == 'require' then return nil end
+  return live(job.software) > 0 and job.software or job.hardware
 end
 
 -- the one way from state to state; answers with the refusal, or nil when it is done
@@ -93,7 +151,7 @@ local function move(id, to, detail)
   redis.call('HSET', job_key(id), 'state', to, 'updated', at(now))
   redis.call('ZREM', state_key(from), id)
   redis.call('ZADD', state_key(to), at(now), id)
-  if from == 'queued' then redis.call('ZREM', waiting_key(queue), id) end
+  if from == 'queued' then wait_no_more(id, queue) end
   if to == 'queued' then wait_in(id, queue) end
   note(id, now, to, detail)
   if finished(to) then retire(id) end
@@ -115,10 +173,13 @@ function operations.submit(job)
   if digest then return {digest == job.digest and 'ok' or 'conflict', first} end
   local place, other = taken(job.id, job.targets)
   if place then return {'taken', place, other} end
+  local queue = choose(job)
+  if not queue then return told_by_live({'nowhere'}) end
 
   redis.call('HSET', job_key(job.id), 'state', 'queued', 'spec', job.spec, 'schema', job.schema,
     'priority', job.priority, 'source', job.source, 'target', job.target, 'profile', job.profile,
-    'queue', job.queue, 'created', at(now), 'updated', at(now), 'attempt', 0)
+    'policy', job.policy, 'software', job.software, 'created', at(now), 'updated', at(now), 'attempt', 0)
+  redis.call('HSET', message_key(job.id), 'text', job.message, 'step', job.step)
   if job.token then
     redis.call('HSET', job_key(job.id), 'token', job.token, 'digest', job.digest)
     redis.call('SET', token_key(job.token), job.id)
@@ -126,30 +187,52 @@ function operations.submit(job)
   take(job.id, job.targets)
   redis.call('ZADD', 'transcoder:jobs', at(now), job.id)
   redis.call('ZADD', state_key('queued'), at(now), job.id)
-  wait_in(job.id, job.queue)
+  wait_in(job.id, queue)
   note(job.id, now, 'queued')
-  redis.call('LPUSH', job.list, job.message)
+  send(job.id, queue)
   return {'ok', job.id}
 end
 
 function operations.claim(ask)
   local id = ask.id
-  local job = redis.call('HMGET', job_key(id), 'state', 'schema', 'priority', 'claim', 'attempt', 'spec')
-  local state, schema, priority, claim, attempt, spec = unpack(job)
-  if state == 'running' and claim == ask.claim then return {'ok', spec, attempt, priority} end
+  local job = redis.call('HMGET', job_key(id), 'state', 'schema', 'queue', 'claim', 'attempt', 'spec')
+  local state, schema, queue, claim, attempt, spec = unpack(job)
+  if state == 'running' and claim == ask.claim then return {'ok', spec, attempt, queue} end
   if state ~= 'queued' then return {'none'} end -- doubled, late, or of a job that is gone
-  if tonumber(schema) > ask.schema then return {'newer', schema, priority} end
+  if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
+  if has_tried(id, ask.owner) then -- it handed the job on: another shall have it, as soon as one has a place
+    redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
+    return {'none'}
+  end
   attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
   redis.call('HSET', job_key(id), 'owner', ask.owner, 'claim', ask.claim, 'started', at(now), 'heartbeat', at(now),
     'phase', 'probing')
   redis.call('HDEL', job_key(id), 'progress')
   move(id, 'running', ask.owner)
-  return {'ok', spec, tostring(attempt), priority}
+  return {'ok', spec, tostring(attempt), queue}
+end
+
+-- the queues that a worker serves, which are all that it serves
+local function serve(owner, queues)
+  local served = {}
+  for _, queue in ipairs(queues) do
+    served[queue] = true
+    redis.call('SADD', 'transcoder:queues', queue)
+    redis.call('ZADD', serving_key(queue), at(now), owner)
+    redis.call('HSET', 'transcoder:served', queue, at(now))
+  end
+  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+    if not served[queue] then redis.call('ZREM', serving_key(queue), owner) end
+    redis.call('ZREMRANGEBYSCORE', serving_key(queue), '-inf', now - SILENT)
+  end
 end
 
 function operations.beat(ask)
   redis.call('ZADD', 'transcoder:workers', at(now), ask.owner)
-  redis.call('ZREMRANGEBYSCORE', 'transcoder:workers', '-inf', now - RETENTION)
+  redis.call('ZREMRANGEBYSCORE', 'transcoder:workers', '-inf', now - SILENT)
+  redis.call('HSET', worker_key(ask.owner), 'told', ask.told, 'running', #ask.jobs)
+  redis.call('EXPIRE', worker_key(ask.owner), SILENT)
+  serve(ask.owner, ask.queues)
   local answer = {'ok'}
   for place, job in ipairs(ask.jobs) do
     if not_held(job.id, job.fence) then
@@ -166,7 +249,20 @@ end
 
 function operations.leave(ask)
   redis.call('ZREM', 'transcoder:workers', ask.owner)
+  redis.call('DEL', worker_key(ask.owner))
+  serve(ask.owner, {})
   return {'ok'}
+end
+
+-- {told, seconds since it was heard of, running jobs} of every worker, the latest heard first
+function operations.workers()
+  local answer = {'ok'}
+  local found = redis.call('ZREVRANGE', 'transcoder:workers', 0, -1, 'WITHSCORES')
+  for place = 1, #found, 2 do
+    local told, running = unpack(redis.call('HMGET', worker_key(found[place]), 'told', 'running'))
+    if told then answer[#answer + 1] = {found[place], told, running, at(math.max(0, now - tonumber(found[place + 1])))} end
+  end
+  return answer
 end
 
 function operations.hold(ask)
@@ -196,12 +292,36 @@ function operations.finish(ask)
   return move(ask.id, ask.state) or {'ok'}
 end
 
+local function put_back(id, why)
+  local refusal = move(id, 'queued', why)
+  if not refusal then redis.call('HDEL', job_key(id), 'owner', 'claim', 'phase', 'detail', 'progress', 'heartbeat', 'started') end
+  return refusal
+end
+
 function operations.hand_back(ask)
-  local refusal = not_held(ask.id, ask.fence) or move(ask.id, 'queued', ask.why)
+  local refusal = not_held(ask.id, ask.fence) or put_back(ask.id, ask.why)
   if refusal then return refusal end
-  redis.call('HDEL', job_key(ask.id), 'owner', 'claim', 'phase', 'progress', 'heartbeat', 'started')
-  redis.call('LPUSH', ask.list, ask.message)
+  send(ask.id, field(ask.id, 'queue'))
   return {'ok'}
+end
+
+-- to the first of these queues that another worker serves, which has not handed the job on itself. A worker never gets
+-- back what it handed on, so a job cannot go in circles.
+function operations.hand_on(ask)
+  local refusal = not_held(ask.id, ask.fence)
+  if refusal then return refusal end
+  local tried, owner = cjson.decode(field(ask.id, 'tried') or '[]'), field(ask.id, 'owner')
+  if not has_tried(ask.id, owner) then tried[#tried + 1] = owner end
+  redis.call('HSET', job_key(ask.id), 'tried', cjson.encode(tried))
+  for _, queue in ipairs(ask.queues) do
+    if another_serves(ask.id, queue) then
+      redis.call('HSET', job_key(ask.id), 'queue', queue)
+      put_back(ask.id, ask.why)
+      send(ask.id, queue, true)
+      return {'ok', queue}
+    end
+  end
+  return told_by_live({'nowhere'})
 end
 
 function operations.post(ask)
@@ -209,13 +329,45 @@ function operations.post(ask)
   if not state then return {'unknown'} end
   if state ~= 'queued' then return {'refused', state} end
   if queue ~= ask.queue then
-    redis.call('HSET', job_key(ask.id), 'queue', ask.queue)
-    redis.call('ZREM', waiting_key(queue), ask.id)
+    wait_no_more(ask.id, queue)
     wait_in(ask.id, ask.queue)
     note(ask.id, now, 'queued', ask.why)
   end
-  redis.call('LPUSH', ask.list, ask.message)
+  send(ask.id, ask.queue)
   return {'ok'}
+end
+
+-- how long a `prefer` job may wait in that queue: as agreed, or a moment where nobody serves it any more
+local function patience(queue, wait)
+  if live(queue) > 0 then return wait, 'no free place on hardware' end
+  local last = tonumber(redis.call('HGET', 'transcoder:served', queue) or 0)
+  if now - last < GRACE then return wait, 'no free place on hardware' end
+  return math.min(GRACE, wait), 'no live worker serves that'
+end
+
+-- Jobs that waited for hardware long enough go to software, where somebody serves that; what was laid aside is sent
+-- again. Every worker does this every now and then, a bounded number of jobs at a time.
+function operations.tend(ask)
+  redis.call('SET', 'transcoder:prefer_wait', ask.wait)
+  local answer = {'ok'}
+  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+    local wait, why = patience(queue, ask.wait)
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, AT_ONCE)) do
+      local software = field(id, 'software')
+      if live(software) == 0 then break end
+      wait_no_more(id, queue)
+      wait_in(id, software)
+      note(id, now, 'queued', 'goes to software: ' .. why)
+      send(id, software)
+      answer[#answer + 1] = {id, queue, live(queue) > 0 and 'waited' or 'unserved'}
+    end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+    redis.call('ZREM', 'transcoder:aside', id)
+    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+    if state == 'queued' then send(id, queue, true) end
+  end
+  return answer
 end
 
 function operations.cancel(ask)
@@ -234,9 +386,12 @@ end
 function operations.record(ask)
   local record = redis.call('HGETALL', job_key(ask.id))
   if #record == 0 then return {'unknown'} end
-  local waiting = redis.call('ZCARD', waiting_key(field(ask.id, 'queue')))
-  local workers = redis.call('ZCOUNT', 'transcoder:workers', now - ALIVE, '+inf')
-  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, workers}
+  local queue, software = unpack(redis.call('HMGET', job_key(ask.id), 'queue', 'software'))
+  local since = redis.call('ZSCORE', prefer_key(queue), ask.id)
+  local wait = tonumber(redis.call('GET', 'transcoder:prefer_wait') or '')
+  local hop = since and wait and live(software) > 0 and at(math.max(0, tonumber(since) + patience(queue, wait) - now)) or ''
+  local waiting = redis.call('ZCARD', waiting_key(queue))
+  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, #live_workers(), live(queue), hop}
 end
 
 function operations.jobs(ask)

@@ -15,7 +15,7 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final
@@ -25,14 +25,17 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from transcoder import placement
 from transcoder.errors import (
     BrokerUnavailable,
     JobCancelled,
     JobUnknown,
+    NoRoute,
     TargetExists,
     TokenConflict,
     TransitionRefused,
 )
+from transcoder.machine import SOFTWARE
 from transcoder.spec import JobSpec
 
 TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
@@ -63,34 +66,96 @@ ANSWER_TIMEOUT = 2.0
 HEALTH_CHECK = 3
 """Seconds of idleness after which a connection is tried with PING before it is used."""
 
+ALIVE = 10.0
+"""Seconds after its last word that a worker counts as live."""
+GRACE = 5.0
+"""Seconds that a hardware queue is served by nobody before `prefer` jobs leave it: a worker may be restarting."""
+SILENT = 3600.0
+"""Seconds that a worker which left without a word is still listed."""
+ASIDE = 1.0
+"""Seconds before a job that came to a worker which had handed it on is offered again."""
+
 _HISTORY = 100
-_ALIVE = 10.0
+_AT_ONCE = 50
+"""Jobs that one change moves at most: Redis does nothing else meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A job's message, ready for its queue: `list_key` is the Redis list, `text` the envelope with the job's id."""
+    """A job's message for a queue: the Redis list is the queue's name and `step`, `text` the envelope with the id.
+
+    The ledger puts another queue's name into the envelope where the job goes there.
+    """
 
     queue: str
-    list_key: str
+    step: str
     text: str
+
+    @property
+    def list_key(self) -> str:
+        """The Redis list that it lies in."""
+        return self.queue + self.step
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The job is this worker's now. `spec` is JSON; `fence` is the number of the attempt, which every change shows."""
+    """The job, which waited in `queue`, is this worker's now.
+
+    `spec` is JSON; `fence` is the number of the attempt, which every change shows.
+    """
 
     spec: str
     fence: int
-    priority: int
+    queue: str
 
 
 @dataclass(frozen=True, slots=True)
 class Newer:
-    """The job is of a newer schema than this worker reads; nothing was changed."""
+    """The job, which waits in `queue`, is of a newer schema than this worker reads; nothing was changed."""
 
     schema: int
-    priority: int
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a worker says of itself. `queues` are those that it takes jobs from, `device` the id of its device.
+
+    `serves` is hardware, software or both; `places` how many jobs it runs at a time. `left_alone` are the codecs that
+    it does not encode on its device for now, because they failed.
+    """
+
+    name: str = ""
+    device: str | None = None
+    node: str | None = None
+    serves: str = "both"
+    queues: tuple[str, ...] = ()
+    places: int = 0
+    left_alone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A worker as it was last heard of, so many seconds ago, with so many jobs."""
+
+    owner: str
+    told: Told
+    running: int
+    ago: float
+
+    @property
+    def live(self) -> bool:
+        """Whether jobs are given to it."""
+        return self.ago < ALIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A job that went from a hardware queue to software; `why` is waited or unserved."""
+
+    job_id: str
+    queue: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +181,8 @@ class Moment:
 class Record:
     """Everything that is known of a job. `fields` are Redis' texts.
 
-    Asked for one by one it has its history too, how many jobs wait in its queue and how many workers live.
+    Asked for one by one it has its history too, how many jobs wait in its queue, how many workers live and how many
+    of them serve that queue, and in how many seconds it goes to software (None: it does not).
     """
 
     job_id: str
@@ -124,6 +190,8 @@ class Record:
     history: tuple[Moment, ...] = ()
     waiting: int | None = None
     workers: int | None = None
+    serving: int | None = None
+    hop: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +257,20 @@ class Ledger:
         self._script = self._redis.register_script(_script(retention))
 
     def submit(self, job_id: str, spec: JobSpec, message: Message) -> str:
-        """Record a job and put its message on the queue. Gives the job's id: an older one for a token used before.
+        """Record a job and put its message on a queue, chosen by what lives at that moment.
+
+        Under `require` it is the hardware queue that the job needs, or a refusal; under `prefer` that queue while it
+        is served, else software where that is served; under `never`, and for what needs no device, software.
+
+        Gives the job's id: an older one for a token used before.
 
         Raises:
+            NoRoute: acceleration is required and no live worker has the ability.
             TokenConflict: the token was used before with another spec.
             TargetExists: another unfinished job writes one of the targets.
         """
         targets = targets_of(spec)
+        needed = placement.needs(spec)
         answer = self._change(
             "submit",
             id=job_id,
@@ -206,8 +281,12 @@ class Ledger:
             target=spec.target,
             profile=spec.profile,
             targets=[_digest(target) for target in targets],
+            policy=spec.acceleration.policy,
+            software=placement.queue_name(SOFTWARE, spec.schema_version),
+            message=message.text,
+            step=message.step,
+            **({"hardware": placement.queue_name(needed, spec.schema_version)} if needed != SOFTWARE else {}),
             **(_token(spec) if spec.token else {}),
-            **_posted(message),
         )
         match answer:
             case ["ok", first]:
@@ -217,28 +296,48 @@ class Ledger:
                     f"the token {spec.token!r} was used before, for job {first} with another spec",
                     "Take a new token, or submit the first spec again.",
                 )
+            case ["nowhere", *live]:
+                raise nowhere(spec, [_told(text) for text in live])
             case _:
                 raise _taken(targets, answer)
 
     def claim(self, job_id: str, owner: str, schema: int) -> Claimed | Newer | None:
         """Take a queued job for `owner`, who reads specs up to `schema`. None where there is nothing to do.
 
-        That is so for a message that comes twice or late, and for a job that was cancelled or is gone.
+        That is so for a message that comes twice or late, for a job that was cancelled or is gone, and for one that
+        this worker has handed on.
         """
         # the claim's own word: when the answer is lost on the way, the repetition is still this claim
         answer = self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8))
         match answer:
-            case ["ok", spec, attempt, priority]:
-                return Claimed(spec, int(attempt), int(priority))
-            case ["newer", newer, priority]:
-                return Newer(int(newer), int(priority))
+            case ["ok", spec, attempt, waited_in]:
+                return Claimed(spec, int(attempt), str(waited_in))
+            case ["newer", newer, waits_in]:
+                return Newer(int(newer), str(waits_in))
             case _:
                 return None
 
-    def beat(self, owner: str, reports: Sequence[Report]) -> list[str]:
-        """Say that `owner` lives and how its jobs are. Gives for each report 'go on', or 'cancelled' or 'lost'."""
-        _, *verdicts = self._change("beat", owner=owner, jobs=[_told(report) for report in reports])
+    def beat(self, owner: str, reports: Sequence[Report], told: Told = Told()) -> list[str]:
+        """Say that `owner` lives, what it serves and how its jobs are.
+
+        Gives for each report 'go on', or 'cancelled' or 'lost'.
+        """
+        jobs = [_reported(report) for report in reports]
+        _, *verdicts = self._change("beat", owner=owner, jobs=jobs, told=json.dumps(asdict(told)), queues=told.queues)
         return verdicts
+
+    def workers(self) -> list[Heard]:
+        """Every worker that was heard of lately, the latest first."""
+        _, *found = self._change("workers")
+        return [Heard(owner, _told(text), int(running), float(ago)) for owner, text, running, ago in found]
+
+    def tend(self, prefer_wait: float) -> list[Hop]:
+        """Let `prefer` jobs that waited so many seconds for hardware go to software; send again what was laid aside.
+
+        Any worker may do that at any time; the changes are atomic and bounded. Gives the jobs that went.
+        """
+        _, *hops = self._change("tend", wait=prefer_wait)
+        return [Hop(*hop) for hop in hops]
 
     def leave(self, owner: str) -> None:
         """`owner` works no longer."""
@@ -281,23 +380,36 @@ class Ledger:
         """
         words = {"result": result, "error": error}
         texts = {name: json.dumps(value, default=str) for name, value in words.items() if value is not None}
-        self._held(report.job_id, self._change("finish", state=state, **texts, **_told(report)))
+        self._held(report.job_id, self._change("finish", state=state, **texts, **_reported(report)))
 
-    def hand_back(self, job_id: str, fence: int, message: Message, why: str) -> None:
-        """Put a running job back on the queue, for another worker.
+    def hand_back(self, job_id: str, fence: int, why: str) -> None:
+        """Put a running job back on its queue, for any worker.
 
         Raises:
             TransitionRefused: the job is not this worker's any more.
         """
-        self._held(job_id, self._change("hand_back", id=job_id, fence=str(fence), why=why, **_posted(message)))
+        self._held(job_id, self._change("hand_back", id=job_id, fence=str(fence), why=why))
 
-    def post(self, job_id: str, message: Message, why: str) -> None:
+    def hand_on(self, job_id: str, fence: int, queues: Sequence[str], why: str) -> str | list[Told]:
+        """Put a running job on the first of these queues that a live worker serves which has not handed it on itself.
+
+        Its holder never gets it back, so that no job goes in circles. Gives the queue; or, where there is no such
+        worker, what those say of themselves that live: then nothing was changed.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+        """
+        asked = self._change("hand_on", id=job_id, fence=str(fence), queues=list(queues), why=why)
+        answer = self._held(job_id, asked)
+        return str(answer[1]) if answer[0] == "ok" else [_told(text) for text in answer[1:]]
+
+    def post(self, job_id: str, queue: str, why: str) -> None:
         """Send a queued job's message again, perhaps to another queue.
 
         Raises:
             TransitionRefused: the job is not queued.
         """
-        self._held(job_id, self._change("post", id=job_id, why=why, **_posted(message)))
+        self._held(job_id, self._change("post", id=job_id, queue=queue, why=why))
 
     def cancel(self, job_id: str) -> str:
         """Cancel a job: queued, or with a silent worker, at once; running, when its worker hears of it.
@@ -316,8 +428,10 @@ class Ledger:
         Raises:
             JobUnknown: there is no record; finished ones are kept for a limited time.
         """
-        _, flat, history, waiting, workers = self._held(job_id, self._change("record", id=job_id))
-        return Record(job_id, _pairs(flat), tuple(Moment(*json.loads(line)) for line in history), waiting, workers)
+        _, flat, history, *counts, hop = self._held(job_id, self._change("record", id=job_id))
+        moments = tuple(Moment(*json.loads(line)) for line in history)
+        waiting, workers, serving = counts
+        return Record(job_id, _pairs(flat), moments, waiting, workers, serving, float(hop) if hop else None)
 
     def jobs(self, state: str | None = None, limit: int = 50) -> list[Record]:
         """The newest jobs, or the newest in a state, without their histories."""
@@ -374,16 +488,32 @@ def _script(retention: float) -> str:
     )
     constants = (
         f"local LEGAL = {{{ways}}}\n"
-        f"local RETENTION, HISTORY, ALIVE = {max(1, round(retention))}, {_HISTORY}, {_ALIVE}\n"
+        f"local RETENTION, HISTORY, AT_ONCE = {max(1, round(retention))}, {_HISTORY}, {_AT_ONCE}\n"
+        f"local ALIVE, GRACE, SILENT, ASIDE = {ALIVE}, {GRACE}, {round(SILENT)}, {ASIDE}\n"
     )
     return constants + Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
 
 
-def _posted(message: Message) -> dict[str, str]:
-    return {"queue": message.queue, "list": message.list_key, "message": message.text}
+def nowhere(spec: JobSpec, live: Sequence[Told]) -> NoRoute:
+    """The refusal of a job that requires what no live worker has: what is missing, and what there is."""
+    needed, having = placement.needs(spec), sorted({placement.short(queue) for told in live for queue in told.queues})
+    workers = f"{len(live)} live worker{'' if len(live) == 1 else 's'}"
+    offer = f"the {workers} serve{'s' if len(live) == 1 else ''} {', '.join(having) or 'nothing'}"
+    return NoRoute(
+        f"acceleration is required and no live worker serves {needed}: {offer if live else 'no worker is running'}",
+        "`transcoder workers` lists the workers, and `transcoder devices` on a worker's machine what its devices can "
+        "do and why not more. Or submit with --accel prefer.",
+    )
 
 
-def _told(report: Report) -> dict[str, object]:
+def _told(text: str) -> Told:
+    """What a worker of any version says of itself, as far as this version knows the words."""
+    words = {name: value for name, value in json.loads(text).items() if name in Told.__dataclass_fields__}
+    lists = {name: tuple(value) for name, value in words.items() if isinstance(value, list)}
+    return Told(**{**words, **lists})
+
+
+def _reported(report: Report) -> dict[str, object]:
     told: dict[str, object] = {"id": report.job_id, "fence": str(report.fence), "phases": list(report.phases)}
     return told | ({"progress": json.dumps(report.progress)} if report.progress is not None else {})
 

@@ -20,6 +20,7 @@ from transcoder.events import (
     Event,
     Failed,
     FellBack,
+    HandedOn,
     Planned,
     Probing,
     Published,
@@ -132,6 +133,8 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911 - o
             return logging.INFO, _published(event), _result(event)
         case Failed(JobCancelled() as error):
             return logging.INFO, error.what, {}
+        case HandedOn(queue, why):
+            return logging.INFO, f"handed on to {queue}: {why}", {"queue": queue, "why": why}
         case Failed(error):
             return logging.ERROR, f"failed: {error.what}", {"error": error.as_record()}
         case _:
@@ -140,7 +143,8 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911 - o
 
 def _published(event: Published) -> str:
     paths = ", ".join(output.path for output in event.outputs)
-    return f"published {paths} by {event.route.name} in {event.timings.total:.1f} s"
+    engines = f", {event.gpu.seconds:.1f} s of GPU engines" if event.gpu else ""
+    return f"published {paths} by {event.route.name} in {event.timings.total:.1f} s{engines}"
 
 
 def _result(event: Published) -> dict[str, Any]:
@@ -152,5 +156,7 @@ def _result(event: Published) -> dict[str, Any]:
         "fps": event.fps,
         "speed": event.speed,
         "timings": asdict(event.timings),
+        "gpu": event.gpu.as_record() if event.gpu else None,
+        "on_gpu": event.on_gpu,
         "warnings": event.warnings,
     }

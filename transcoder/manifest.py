@@ -13,6 +13,7 @@ from transcoder.command import Route, Rung
 from transcoder.events import OutputFacts, Published, Timings, Tried
 from transcoder.promise import Facts
 from transcoder.spec import JobSpec
+from transcoder.usage import from_record
 
 VERSION = 1
 
@@ -54,6 +55,7 @@ def published(manifest: Json) -> Published:
         timings=Timings(**result["timings"]),
         tried=tuple(Tried(**one) for one in result["tried"]),
         warnings=tuple(result["warnings"]),
+        gpu=from_record(result.get("gpu")),  # which manifests of 0.1 do not have
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -21,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from transcoder.command import Route
 from transcoder.errors import JobCancelled, SettingsError, TranscoderError
-from transcoder.events import Emit, Event, Failed, FellBack, Published, Started
+from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, Started
 from transcoder.spec import JobSpec
 
 
@@ -47,23 +48,42 @@ class Waiting(Protocol):
         """Seconds that the first of them has waited."""
 
 
+class Shared(Protocol):
+    """How much of a device or of the CPUs is taken, such as the slots' usage."""
+
+    @property
+    def used(self) -> float:
+        """Pixels per second of the jobs that run there."""
+
+    @property
+    def budget(self) -> float:
+        """Pixels per second that it bears."""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a slot there."""
+
+
 Queues: TypeAlias = Callable[[], Mapping[str, Waiting]]
+Devices: TypeAlias = Callable[[], Mapping[str, Shared]]
+Circuits: TypeAlias = Callable[[], Mapping[tuple[str, str], bool]]
+"""For each device and codec: whether it is left alone."""
 
 _DOCUMENTED = (
     Documented(
         "transcoder_jobs_total",
         "counter",
         ("result", "route", "codec", "device", "fault"),
-        "Jobs that ended on this worker. result: published, failed, cancelled. route: the last one taken, or none. "
-        "codec: what was asked, several joined by +. device: its path, cpu, or none. fault: why a job failed, as the "
-        "class of its last "
-        "fault or else the error's name; none for the others.",
+        "Jobs that ended on this worker. result: published, failed, cancelled, handed on (to another worker). route: "
+        "the last one taken, or none. codec: what was asked, several joined by +. device: its PCI address, cpu, or "
+        "none. fault: why a job failed, as the class of its last fault or else the error's name; none for the others.",
     ),
     Documented(
         "transcoder_fallbacks_total",
         "counter",
         ("from", "to", "reason"),
-        "Routes that failed, and the route taken instead (none: it was the last). reason: the class of the fault.",
+        "Routes that failed, and the route taken instead (none: it was the last; or another worker). reason: the "
+        "class of the fault.",
     ),
     Documented("transcoder_frames_total", "counter", ("route", "codec"), "Video frames in published outputs."),
     Documented("transcoder_output_seconds_total", "counter", ("route", "codec"), "Duration of published outputs."),
@@ -73,6 +93,16 @@ _DOCUMENTED = (
     ),
     Documented(
         "transcoder_realtime_ratio", "histogram", ("route", "codec"), "Times real time at which published jobs encoded."
+    ),
+    Documented(
+        "transcoder_gpu_engine_seconds_total",
+        "counter",
+        ("device", "engine"),
+        "Seconds that a GPU's engines worked for published jobs, by the kernel driver's counters. engine: in that "
+        "driver's words, such as video or enc.",
+    ),
+    Documented(
+        "transcoder_gpu_memory_bytes", "histogram", ("device",), "The most memory of a GPU that a published job held."
     ),
     Documented(
         "transcoder_job_seconds", "histogram", ("result",), "Seconds from taking a job off the queue to its end."
@@ -85,11 +115,40 @@ _DOCUMENTED = (
         ("queue",),
         "How long the first of them has waited; 0 when none waits. Absent while Redis is away.",
     ),
+    Documented(
+        "transcoder_hops_total",
+        "counter",
+        ("queue", "reason"),
+        "Jobs that prefer hardware and went from that queue to software, as this worker saw to it. reason: waited (for "
+        "a place), unserved (no live worker served the queue).",
+    ),
+    Documented(
+        "transcoder_slot_used_pixels_per_second",
+        "gauge",
+        ("device",),
+        "What the running jobs of all workers take of this worker's device, or of the CPUs of its container. Absent "
+        "while Redis is away.",
+    ),
+    Documented(
+        "transcoder_slot_budget_pixels_per_second", "gauge", ("device",), "What the device, or the CPUs, may bear."
+    ),
+    Documented("transcoder_slot_waiting_jobs", "gauge", ("device",), "Running jobs that wait for a slot there."),
+    Documented(
+        "transcoder_slot_wait_seconds", "histogram", ("device",), "How long jobs waited for a slot; 0 for most of them."
+    ),
+    Documented(
+        "transcoder_breaker_open",
+        "gauge",
+        ("device", "codec"),
+        "1 while the device gets no jobs for the codec, because it failed; 0 otherwise.",
+    ),
     Documented("transcoder_build_info", "gauge", ("version", "ffmpeg"), "Always 1; the labels tell the versions."),
 )
 _MEANING = {metric.name: metric for metric in _DOCUMENTED}
 _FPS = (1, 2, 5, 10, 15, 25, 30, 50, 60, 100, 150, 250, 500, 1000, 2000)
 _RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
+_WAITS = (0.01, 0.1, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
+_BYTES = tuple(float(1 << power) for power in range(24, 36))
 _SECONDS = (1, 5, 10, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 
 
@@ -108,9 +167,19 @@ def documentation() -> str:
 
 
 class Metrics:
-    """The metrics of one worker. `queues` is asked at every scrape and may fail, but has to answer within seconds."""
+    """The metrics of one worker.
 
-    def __init__(self, version: str, ffmpeg: str, queues: Queues | None = None) -> None:
+    `queues`, `devices` and `circuits` are asked at every scrape and may fail, but have to answer within seconds.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        ffmpeg: str,
+        queues: Queues | None = None,
+        devices: Devices | None = None,
+        circuits: Circuits | None = None,
+    ) -> None:
         # a second series for each counter, which Prometheus does not need
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library types not all of itself
         self.registry = CollectorRegistry()
@@ -121,15 +190,31 @@ class Metrics:
         self._output_bytes = self._counter("transcoder_output_bytes_total")
         self._fps = self._histogram("transcoder_encode_fps", _FPS)
         self._ratio = self._histogram("transcoder_realtime_ratio", _RATIOS)
+        self._engines = self._counter("transcoder_gpu_engine_seconds_total")
+        self._memory = self._histogram("transcoder_gpu_memory_bytes", _BYTES)
         self._seconds = self._histogram("transcoder_job_seconds", _SECONDS)
+        self._waits = self._histogram("transcoder_slot_wait_seconds", _WAITS)
+        self._hops = self._counter("transcoder_hops_total")
         self._active = self._gauge("transcoder_active_jobs")
         self._gauge("transcoder_build_info").labels(version, ffmpeg).set(1)
         if queues:
-            self.registry.register(_QueueCollector(queues))
+            self.registry.register(_Asked(lambda: _queue_figures(queues())))
+        if devices:
+            self.registry.register(_Asked(lambda: _slot_figures(devices())))
+        if circuits:
+            self.registry.register(_Asked(lambda: _breaker_figures(circuits())))
 
     def listener(self, spec: JobSpec) -> Emit:
         """Counts one job, which is active from now until its Published or Failed."""
         return _Job(self, _codec(spec)).listen
+
+    def hopped(self, queue: str, reason: str) -> None:
+        """A job went from a hardware queue to software."""
+        self._hops.labels(queue, reason).inc()
+
+    def waited(self, device: str, seconds: float) -> None:
+        """A job got its slot on the device, or the CPUs, after that time."""
+        self._waits.labels(device).observe(seconds)
 
     def active(self, change: int) -> None:
         """One job more, or one less."""
@@ -149,6 +234,10 @@ class Metrics:
             self._fps.labels(*labels).observe(event.fps)
         if event.speed:
             self._ratio.labels(*labels).observe(event.speed)
+        if event.gpu and event.route.device:
+            for engine, seconds in event.gpu.engines:
+                self._engines.labels(event.route.device, engine).inc(seconds)
+            self._memory.labels(event.route.device).observe(event.gpu.memory)
 
     def ended(self, result: str, route: Route | None, codec: str, fault: str, seconds: float) -> None:
         """A job ended, one way or another."""
@@ -190,6 +279,9 @@ class _Job:
             case Published():
                 self.metrics.published(event, self.codec)
                 self._end("published", event.route, "none")
+            case HandedOn():
+                self._fall(to="another worker")
+                self._end("handed on", self.route, "none")
             case Failed(error):
                 self._fall(to="none")
                 if isinstance(error, JobCancelled):
@@ -215,25 +307,41 @@ class _Job:
         self.metrics.ended(result, route, self.codec, fault, time.monotonic() - self.began)
 
 
-class _QueueCollector(Collector):
-    """Asks the queue at the moment of the scrape."""
+class _Asked(Collector):
+    """Figures that are asked for at the moment of the scrape."""
 
-    def __init__(self, queues: Queues) -> None:
-        self._queues = queues
+    def __init__(self, ask: Callable[[], list[GaugeMetricFamily]]) -> None:
+        self._ask = ask
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        try:
-            queues = self._queues()
-        except Exception:  # a scrape that fails hides every other figure just when Redis is away
-            return
-        yield _by_queue("transcoder_queue_depth", {name: queue.depth for name, queue in queues.items()})
-        yield _by_queue("transcoder_queue_oldest_wait_seconds", {name: queue.oldest for name, queue in queues.items()})
+        # a scrape that fails hides every other figure just when Redis is away
+        with suppress(Exception):
+            yield from self._ask()
 
 
-def _by_queue(name: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+def _queue_figures(queues: Mapping[str, Waiting]) -> list[GaugeMetricFamily]:
+    return [
+        _family("transcoder_queue_depth", {(name,): queue.depth for name, queue in queues.items()}),
+        _family("transcoder_queue_oldest_wait_seconds", {(name,): queue.oldest for name, queue in queues.items()}),
+    ]
+
+
+def _slot_figures(devices: Mapping[str, Shared]) -> list[GaugeMetricFamily]:
+    return [
+        _family("transcoder_slot_used_pixels_per_second", {(name,): one.used for name, one in devices.items()}),
+        _family("transcoder_slot_budget_pixels_per_second", {(name,): one.budget for name, one in devices.items()}),
+        _family("transcoder_slot_waiting_jobs", {(name,): one.waiting for name, one in devices.items()}),
+    ]
+
+
+def _breaker_figures(circuits: Mapping[tuple[str, str], bool]) -> list[GaugeMetricFamily]:
+    return [_family("transcoder_breaker_open", {where: float(is_open) for where, is_open in circuits.items()})]
+
+
+def _family(name: str, values: Mapping[tuple[str, ...], float]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, _MEANING[name].meaning, labels=_MEANING[name].labels)
-    for queue, value in values.items():
-        family.add_metric((queue,), value)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
     return family
 
 

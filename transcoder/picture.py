@@ -17,12 +17,23 @@ SDR = Colour("bt709", "bt709", "bt709", "tv")
 
 
 @dataclass(frozen=True, slots=True)
+class Crop:
+    """What is kept of a picture, in pixels of it as it is shown: a box of `width` x `height` at (`left`, `top`)."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """The picture as it shall be.
 
-    `scale` says whether the size changes; `fps` is set only where the rate is capped; `turned` is the rotation in
-    degrees clockwise that is applied on the way; `from_rgb` says that the source has no luma and chroma of its own,
-    `from_full_range` that its samples use every code value (the output uses video range).
+    `tonemap` has the colours of an HDR source that becomes SDR, `crop` what is kept of the source. `scale` says whether
+    the size changes; `fps` is set only where the rate is capped; `turned` is the rotation in degrees clockwise that is
+    applied on the way; `from_rgb` says that the source has no luma and chroma of its own, `from_full_range` that its
+    samples use every code value (the output uses video range).
     """
 
     width: int
@@ -38,21 +49,26 @@ class Picture:
     from_full_range: bool = False
     mastering: Mastering | None = None
     light_level: LightLevel | None = None
+    tonemap: Colour | None = None
+    crop: Crop | None = None
 
 
 def decide(video: Video, source: VideoStream) -> Picture | None:
     """The picture that `video` asks of `source`; None where the rung is left out because the source is smaller.
 
     Raises:
-        InputRefused: for HDR into a codec or depth that cannot carry it.
+        InputRefused: for HDR that shall be kept in a codec or depth that cannot carry it; for a crop that leaves
+            nothing.
     """
-    shown, sar = _displayed(source)
+    whole, sar = _displayed(source)
+    crop = _cropped(video, whole)
+    shown = (crop.width, crop.height) if crop else whole
     size = _fitted(video, shown, sar)
     if size is None:
         return None
     width, height, out_sar = size
     depth = video.depth or (8 if video.codec == "h264" else min(10, max(8, source.depth)))
-    _refuse_lost_hdr(video, source, depth)
+    mapped = _mapped(video, source, depth)
     rgb = source.pix_fmt.startswith(("rgb", "bgr", "gbr", "pal8", "argb", "abgr", "0rgb", "0bgr", "x2rgb", "x2bgr"))
     return Picture(
         width=width,
@@ -62,12 +78,14 @@ def decide(video: Video, source: VideoStream) -> Picture | None:
         fps=_capped(video.max_fps, source),
         deinterlace=video.deinterlace == "auto" and source.interlaced,
         depth=depth,
-        colour=SDR if rgb else _carried(source.colour),
+        colour=SDR if rgb or mapped else _carried(source.colour),
         turned=source.rotation,
         from_rgb=rgb,
         from_full_range=source.colour.range == "pc" or source.pix_fmt.startswith("yuvj"),
-        mastering=source.mastering,
-        light_level=source.light_level,
+        mastering=None if mapped else source.mastering,
+        light_level=None if mapped else source.light_level,
+        tonemap=source.colour if mapped else None,
+        crop=crop,
     )
 
 
@@ -130,10 +148,25 @@ def _capped(cap: float | None, source: VideoStream) -> Fraction | None:
     return limit
 
 
-def _refuse_lost_hdr(video: Video, source: VideoStream, depth: int) -> None:
+def _mapped(video: Video, source: VideoStream, depth: int) -> bool:
+    """Whether HDR becomes SDR: asked for, or because the codec or depth cannot carry it."""
     kind = source.colour.hdr
-    if kind and (video.codec == "h264" or depth == 8):
+    washed_out = video.codec == "h264" or depth == 8
+    if kind and washed_out and video.hdr == "keep":
         raise InputRefused(
-            f"the source is HDR ({kind}) and {video.codec} with {depth} bits would wash it out",
-            "Ask for hevc, av1 or vp9 with 10 bits (profile hevc-2160p-10bit); tone-mapping is not in this version.",
+            f"the source is HDR ({kind}), which shall be kept, and {video.codec} with {depth} bits would wash it out",
+            "Ask for hevc, av1 or vp9 with 10 bits (profile hevc-2160p-10bit), or for hdr 'auto', which maps to SDR.",
         )
+    return kind is not None and (washed_out or video.hdr == "sdr")
+
+
+def _cropped(video: Video, whole: tuple[int, int]) -> Crop | None:
+    edges = video.crop
+    if edges is None:
+        return None
+    width, height = whole[0] - edges.left - edges.right, whole[1] - edges.top - edges.bottom
+    if width < 2 or height < 2:
+        raise InputRefused(
+            f"the crop leaves nothing of the source's {whole[0]}x{whole[1]} pixels", "Crop less of its edges."
+        )
+    return Crop(edges.left, edges.top, width, height)

@@ -10,7 +10,9 @@ class Policy:
     """Limits and habits that every job on this worker obeys. Times in seconds, sizes in pixels.
 
     `roots` are the folders that sources and targets must lie in. `first_frame_limit` bounds the silence before the
-    first progress, `stall_limit` the silence after it. `owner` is (uid, gid) of outputs, None to leave it.
+    first progress, `stall_limit` the silence after it, `trial_limit` a trial of the survey. `owner` is (uid, gid) of
+    outputs, None to leave it. `hardware_decode` says whether a device may decode sources. `dri`, `sysfs` and `proc` are
+    where devices and the kernel's words about them are.
     """
 
     roots: tuple[str, ...]
@@ -23,3 +25,8 @@ class Policy:
     manifest_folder: str | None = None
     umask: int = 0o022
     owner: tuple[int, int] | None = None
+    hardware_decode: bool = True
+    trial_limit: float = 20.0
+    dri: str = "/dev/dri"
+    sysfs: str = "/sys"
+    proc: str = "/proc"

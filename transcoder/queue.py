@@ -12,12 +12,16 @@ import logging
 import secrets
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 from transcoder import ledger
 from transcoder.ledger import Message
-from transcoder.spec import SCHEMA
+from transcoder.machine import SOFTWARE
+from transcoder.placement import QUEUES, queue_name
 
 if TYPE_CHECKING:
     from celery import Celery  # imported where it is used: a client needs only the names and the message
@@ -25,13 +29,10 @@ if TYPE_CHECKING:
 TASK: Final = "transcoder.run"
 """The one task; its argument is the job's id."""
 
+DEFAULT: Final = queue_name(SOFTWARE)
+
 _STEPS = 10
 _SEPARATOR = "\x06\x16"  # kombu's, between the name of a queue and the step of a priority
-
-
-def queue_name(schema: int = SCHEMA) -> str:
-    """The queue for specs of a schema: a worker does not consume those that it cannot read."""
-    return f"transcode.schema{schema}"
 
 
 def step(priority: int) -> int:
@@ -39,13 +40,13 @@ def step(priority: int) -> int:
     return _STEPS - 1 - priority
 
 
-def message(job_id: str, priority: int, schema: int = SCHEMA) -> Message:
-    """A job's message as Celery's own producer would put it on the queue (task protocol 2 in kombu's envelope).
+def message(job_id: str, priority: int, queue: str = DEFAULT) -> Message:
+    """A job's message as Celery's own producer would put it on that queue (task protocol 2 in kombu's envelope).
 
     It is made here because the ledger writes it in the same step as the record. A test holds it against a message
     that Celery itself has sent.
     """
-    queue, level, name = queue_name(schema), step(priority), f"{job_id}.{secrets.token_hex(4)}"
+    level, name = step(priority), f"{job_id}.{secrets.token_hex(4)}"
     body = json.dumps([[job_id], {}, _EMBED]).encode()
     envelope = {
         "body": base64.b64encode(body).decode(),
@@ -62,7 +63,7 @@ def message(job_id: str, priority: int, schema: int = SCHEMA) -> Message:
             "delivery_tag": secrets.token_hex(16),
         },
     }
-    return Message(queue, f"{queue}{_SEPARATOR}{level}" if level else queue, json.dumps(envelope))
+    return Message(queue, f"{_SEPARATOR}{level}" if level else "", json.dumps(envelope))
 
 
 _EMBED: Final[dict[str, Any]] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -86,32 +87,70 @@ _HEADERS: Final[dict[str, Any]] = {
 }
 
 
-def app_for(broker_url: str) -> Celery:
-    """The Celery application over that Redis, consuming the queue of this version's schema."""
+_imported = Event()
+
+
+class Served:
+    """The queues that a free place asks for a job, in that order: what is served at the moment of asking.
+
+    It stands in for kombu's cycle of queues. Every queue of the schema is declared from the start and this says which
+    are asked; so one is added or left without a word to Celery, and a message that is on its way from a queue that
+    has just been left still finds its consumer. A question to Redis waits for a second at most: that long it takes.
+    """
+
+    def __init__(self, served: Callable[[], Sequence[str]]) -> None:
+        self._served = served
+
+    def update(self, queues: Sequence[str]) -> None:
+        """What is declared does not matter."""
+
+    def consume(self, _: int) -> list[str]:
+        """The queues to ask now."""
+        return list(self._served())
+
+    def rotate(self, last: str) -> str:
+        """Nothing rotates: hardware comes before software at every turn."""
+        return last
+
+
+def app_for(broker_url: str, served: Callable[[], Sequence[str]] = lambda: (DEFAULT,)) -> Celery:
+    """The Celery application over that Redis, which knows every queue of this version's schema."""
     from celery import Celery
     from kombu import Exchange, Queue
 
     app = Celery("transcoder", broker=broker_url, set_as_current=False)
-    app.conf.update(_CONSUMING | _QUIET | {"broker_transport_options": _TRANSPORT})
+    cycle = {"queue_order_strategy": partial(Served, served)}
+    app.conf.update(_CONSUMING | _QUIET | {"broker_transport_options": _TRANSPORT | cycle})
     # the default exchange: a queue is reached by its name and needs no table of bindings
-    app.conf.task_queues = [Queue(queue_name(), Exchange(""), routing_key=queue_name())]
+    names = [queue_name(queue) for queue in QUEUES]
+    app.conf.task_queues = [Queue(name, Exchange(""), routing_key=name) for name in names]
     return app
 
 
 def consume(
-    broker_url: str, run: Callable[[str], None], *, name: str, concurrency: int, ready: Callable[[], None]
+    broker_url: str,
+    run: Callable[[str], None],
+    *,
+    name: str,
+    concurrency: int,
+    ready: Callable[[], None],
+    served: Callable[[], Sequence[str]] = lambda: (DEFAULT,),
 ) -> int:
     """Call `run` with the id of every job that comes, in as many threads as `concurrency` says, until a signal.
 
-    `ready` is called when the first message may come. Gives the exit code: SIGTERM, SIGINT and SIGQUIT let the
-    running jobs end and give 0.
+    `served` is asked for the names of the queues every time before a job is taken; `bell.ring` after a change makes it
+    heard sooner. `ready` is called when the first message may come.
+
+    Gives the exit code: SIGTERM, SIGINT and SIGQUIT let the running jobs end and give 0.
     """
     from celery import signals
     from celery.exceptions import SecurityWarning
 
+    import_module("celery.worker.state")
+    _imported.set()
     # about running as root, which is dangerous with pickle; here is only JSON
     warnings.simplefilter("ignore", SecurityWarning)
-    app = app_for(broker_url)
+    app = app_for(broker_url, served)
     app.task(name=TASK, ignore_result=True)(run)
 
     def log_is_configured(**_: object) -> None:
@@ -133,8 +172,22 @@ def consume(
     return int(worker.exitcode or 0)
 
 
+def leaving() -> bool:
+    """Whether this process was told to end: it finishes what it has and takes no more."""
+    if not _imported.is_set():
+        return False
+    from celery.worker import state
+
+    told: object = state.should_stop  # an exit code, 0 among them
+    return told is not None and told is not False
+
+
 def stop(exit_code: int = 0) -> None:
-    """End `consume` within a second or so: the running jobs end first, no other is taken. From any thread."""
+    """End `consume` within a second or so: the running jobs end first, no other is taken. From any thread but its own.
+
+    Waits until `consume` has imported Celery: two threads that do that at once may lock each other out.
+    """
+    _imported.wait()
     from celery.worker import state
 
     state.should_stop = exit_code  # type: ignore[assignment] # its stub knows only the value at first
@@ -146,7 +199,7 @@ _CONSUMING: Final[dict[str, Any]] = {
     "result_serializer": "json",
     "event_serializer": "json",
     "task_ignore_result": True,
-    "task_default_queue": queue_name(),
+    "task_default_queue": DEFAULT,
     # Early, because the record says whether the job was done. Late would bring a message again after every
     # visibility_timeout (a three-hour encode would be offered three times) and its acknowledgement does not survive
     # a reconnect.
@@ -181,7 +234,6 @@ _QUIET: Final[dict[str, Any]] = {
 
 _TRANSPORT: Final[dict[str, Any]] = {
     "priority_steps": list(range(_STEPS)),
-    "queue_order_strategy": "priority",
     # Without it nothing is kept in `unacked`: with early acknowledgement a message would only pass through, at the
     # price of two more transactions, and the restoring of what is older than an hour. A message that is lost between
     # Redis and the claim is a queued record without message, which is found by its record.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from transcoder.client import Status
+    from transcoder.machine import Ability, Machine
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -175,6 +177,7 @@ def status(job: Status) -> None:
         "id": job.id,
         "state": job.state if job.phase == job.state else f"{job.state}, {job.phase}",
         "progress": at and f"{_percent(at.fraction)}  {in_words(at.fps, at.speed, at.eta_seconds)}",
+        "queue": job.queue,
         "waits for": job.waiting_for,
         "profile": job.spec.get("profile"),
         "source": job.spec.get("source"),
@@ -203,7 +206,8 @@ def _percent(fraction: float | None) -> str:
 
 def _tried(routes: Sequence[Mapping[str, Any]]) -> None:
     for other in routes:
-        line(f"not by {other['route']}: {other['kind']}: {other['what']}")
+        lost = f" ({other['lost']:.1f} s lost)" if other.get("lost") else ""
+        line(f"not by {other['route']}: {other['kind']}: {other['what']}{lost}")
 
 
 def plan(commands: Sequence[Mapping[str, Any]], left_out: Sequence[str]) -> None:
@@ -213,6 +217,90 @@ def plan(commands: Sequence[Mapping[str, Any]], left_out: Sequence[str]) -> None
         print(" ".join(_quoted(word) for word in command["argv"]))
     for sentence in left_out:
         line(f"# left out: {sentence}")
+
+
+def devices(machine: Machine, folder: str) -> None:
+    """The CPU and each device; what they can do and what was refused; and what would help where there is no device."""
+    table(
+        ("device", "node", "kernel driver", "driver", "trouble"),
+        [
+            ("CPU", "", "", f"ffmpeg {machine.build.version}", ""),
+            *((one.id, one.node, one.driver or "", one.va_driver or "", one.trouble or "") for one in machine.devices),
+        ],
+    )
+    line("")
+    table(("device", "api", "does", "codec", "bits", "works", "low power", "refused"), _proofs(machine))
+    if not machine.devices:
+        line("")
+        line(
+            f"no GPU: there is no render node in {folder} (renderD128 …). In a container, map it: "
+            f'in Compose, devices: ["{folder}:{folder}"]. On a host, its kernel driver is missing (i915, xe, amdgpu).'
+        )
+
+
+def devices_json(machine: Machine) -> None:
+    """The same for programs."""
+    as_json(
+        {
+            "ffmpeg": machine.build.version,
+            "threads": machine.threads,
+            "devices": machine.devices,
+            "abilities": sorted((asdict(able) for able in machine.abilities), key=str),
+            "refusals": [{**asdict(one.ability), "why": one.why} for one in machine.refusals],
+        }
+    )
+
+
+def _proofs(machine: Machine) -> list[tuple[object, ...]]:
+    """A row for each encoder, decoder and filter of a device: the rate controls that work, and those refused."""
+    why = {one.ability: one.why for one in machine.refusals}
+    places = [None, *(one.id for one in machine.devices)]
+    every = sorted(
+        {*machine.abilities, *why}, key=lambda able: (places.index(able.device), _kind(able), able.mode or "")
+    )
+    rows: list[tuple[object, ...]] = []
+    useless = _useless(machine)
+    for (device, api), reason in useless.items():
+        rows.append((device or "CPU", api, "all", "", "", "no", "", reason))
+    for _, group in groupby(every, key=lambda able: (able.device, _kind(able))):
+        alike = list(group)
+        if (alike[0].device, alike[0].api) in useless:
+            continue
+        first = alike[0]
+        works = [able.mode or "yes" for able in alike if able in machine.abilities]
+        refused = [(able.mode, why[able]) for able in alike if able in why and able not in machine.abilities]
+        kind = (first.device or "CPU", first.api, first.does, first.codec, first.depth)
+        rows.append((*kind, ", ".join(works) or "no", "yes" if first.low_power else "", _refused(refused)))
+    return rows
+
+
+def _useless(machine: Machine) -> dict[tuple[str | None, str], str]:
+    """The APIs of which nothing works on a device, for one reason: that, and what they need."""
+    from transcoder import backends
+
+    works = {(able.device, able.api) for able in machine.abilities}
+    reasons: dict[tuple[str | None, str], set[str]] = {}
+    kinds: dict[tuple[str | None, str], set[object]] = {}
+    for one in machine.refusals:
+        place = (one.ability.device, one.ability.api)
+        reasons.setdefault(place, set()).add(one.why)
+        kinds.setdefault(place, set()).add((one.ability.does, one.ability.codec))
+    needs = {backend.API: backend.NEEDS for backend in backends.every()}
+    return {
+        place: f"{next(iter(why))} It needs {needs[place[1]]}."
+        for place, why in reasons.items()
+        if place not in works and len(why) == 1 and len(kinds[place]) > 1
+    }
+
+
+def _kind(able: Ability) -> tuple[object, ...]:
+    return (able.api, ("decode", "filter", "encode").index(able.does), able.codec, able.depth, able.low_power)
+
+
+def _refused(modes: Sequence[tuple[str | None, str]]) -> str:
+    """Each reason once, after the rate controls that it is given for."""
+    reasons = {why: [mode for mode, other in modes if mode and other == why] for _, why in modes}
+    return "; ".join(f"{', '.join(names)}: {why}" if names else why for why, names in reasons.items())
 
 
 def _quoted(word: str) -> str:
@@ -225,6 +313,8 @@ def _quoted(word: str) -> str:
 def _values(value: object) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, frozenset):
+        return sorted(value)
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     return str(value)

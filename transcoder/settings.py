@@ -30,8 +30,12 @@ def _folder(text: str) -> str:
     return os.path.normpath(text)
 
 
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(_folder(part) for part in text.split(":") if part)
+
+
 def _folders(text: object) -> object:
-    return tuple(_folder(part) for part in text.split(":") if part) if isinstance(text, str) else text
+    return _split(text) if isinstance(text, str) else text
 
 
 def _seconds(text: object) -> object:
@@ -81,6 +85,7 @@ def _cache_folder() -> str:
 
 Folder = Annotated[str, BeforeValidator(lambda text: _folder(text) if isinstance(text, str) else text)]
 Folders = Annotated[tuple[str, ...], BeforeValidator(_folders), PlainSerializer(":".join)]
+Places = Annotated[str, BeforeValidator(lambda text: ":".join(_split(text)) if isinstance(text, str) else text)]
 Limit = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=366 * 86400), PlainSerializer(_in_units)]
 Umask = Annotated[int, BeforeValidator(_octal), Field(ge=0, le=0o777), PlainSerializer(lambda mask: f"{mask:03o}")]
 Owner = Annotated[tuple[int, int], BeforeValidator(_owner)]
@@ -108,6 +113,40 @@ class Settings(BaseModel):
     concurrency: int = Field(
         0, ge=0, le=1024, description="Jobs that a worker runs at a time; 0 decides by the number of CPUs."
     )
+    device: str | None = Field(
+        None,
+        max_length=255,
+        description="The device that a worker serves, by path (/dev/dri/renderD128) or PCI address; when unset the "
+        "first that proves it can encode. Several devices are several workers.",
+    )
+    serves: Literal["hardware", "software", "both"] | None = Field(
+        None,
+        description="What a worker takes jobs for: `hardware` its device only, `software` the CPUs only, `both`; when "
+        "unset `both` where there is a device.",
+    )
+    prefer_wait: Limit = Field(
+        60.0, description="How long a job that prefers hardware waits for a place there before it goes to software."
+    )
+    device_budget: float = Field(
+        500_000_000,
+        gt=0,
+        description="What a device bears at a time, in pixels per second of all jobs on it; four of 1080p60.",
+    )
+    software_budget: float = Field(
+        0,
+        ge=0,
+        description="The same of the container's CPUs together; 0 takes 62,000,000 for each CPU of its quota, which is "
+        "one 1080p30.",
+    )
+    breaker_faults: int = Field(
+        3, ge=1, le=1000, description="Faults of a device, for one codec, after which it gets no more jobs for a while."
+    )
+    breaker_window: Limit = Field(600.0, description="Time within which these faults count.")
+    breaker_cooldown: Limit = Field(
+        60.0,
+        description="Time for which it then gets none, before a trial decides; it doubles from trial to trial, to 15 "
+        "minutes.",
+    )
     threads: int = Field(
         0, ge=0, le=1024, description="CPUs that one software encoder may use; 0 takes the container's quota."
     )
@@ -130,9 +169,20 @@ class Settings(BaseModel):
         120.0, description="Longest silence of ffmpeg before its first progress; then the route counts as stalled."
     )
     stall_limit: Limit = Field(60.0, description="Longest silence of ffmpeg after its first progress.")
+    trial_limit: Limit = Field(
+        20.0, description="Longest time that a trial of what the machine can do may take; one that hangs is killed."
+    )
     max_pixels: int = Field(
         8192 * 8192, ge=1, description="Most pixels a picture of a source may have; larger ones are refused."
     )
+    hardware_decode: bool = Field(
+        True,
+        description="`no` decodes on the CPU and only encodes on devices, so that hostile files never reach a GPU's "
+        "driver.",
+    )
+    dri: Folder = Field("/dev/dri", description="Folder with the GPUs' render nodes; moved for tests.")
+    sysfs: Folder = Field("/sys", description="Where the kernel describes them; moved for tests.")
+    proc: Folder = Field("/proc", description="Where the kernel counts what processes do on them; moved for tests.")
     retention: Limit = Field(7 * 86400.0, description="How long the record of a finished job is kept.")
     metrics_port: int = Field(
         9464, ge=0, le=65535, description="Port of the worker's /metrics and /healthz; 0 opens none."
@@ -170,6 +220,11 @@ class Settings(BaseModel):
             manifest_folder=self.manifest_folder,
             umask=self.umask,
             owner=self.owner,
+            hardware_decode=self.hardware_decode,
+            trial_limit=self.trial_limit,
+            dri=self.dri,
+            sysfs=self.sysfs,
+            proc=self.proc,
         )
 
 

@@ -112,6 +112,15 @@ class Quality(Model):
 Rate = Annotated[Bitrate | ConstantBitrate | Quality, Field(discriminator="mode")]
 
 
+class Edges(Model):
+    """What is cut off a picture as it is shown, in pixels, even because chroma has half of them."""
+
+    left: int = Field(0, ge=0, le=16384, multiple_of=2, description="Pixels off the left.")
+    right: int = Field(0, ge=0, le=16384, multiple_of=2, description="Pixels off the right.")
+    top: int = Field(0, ge=0, le=16384, multiple_of=2, description="Pixels off the top.")
+    bottom: int = Field(0, ge=0, le=16384, multiple_of=2, description="Pixels off the bottom.")
+
+
 class Video(Model):
     """The picture of one output."""
 
@@ -140,6 +149,12 @@ class Video(Model):
     speed: Literal["fast", "balanced", "quality"] = Field(
         "balanced", description="What the encoder favours, speed or quality."
     )
+    hdr: Literal["auto", "keep", "sdr"] = Field(
+        "auto",
+        description="HDR sources: 'auto' keeps HDR where codec and depth carry it and maps it to SDR elsewhere, 'keep' "
+        "refuses instead, 'sdr' always maps.",
+    )
+    crop: Edges | None = Field(None, description="Edges to cut off before anything is scaled, such as black bars.")
     deinterlace: Literal["auto", "never"] = Field(
         "auto", description="'auto' deinterlaces sources that are marked interlaced, one frame for a frame."
     )

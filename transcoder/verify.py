@@ -11,13 +11,15 @@ from time import monotonic
 from typing import IO, Any
 
 from transcoder import ffmpeg, media
-from transcoder.command import Rung
+from transcoder.command import Route, Rung
 from transcoder.errors import InputRefused, InputUnreadable, JobCancelled
-from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
+from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in, harm
+from transcoder.machine import SOFTWARE
 from transcoder.plan import Plan
 from transcoder.policy import Policy
 from transcoder.probe import first_frame_hdr, watched
 from transcoder.promise import Facts, Track, broken
+from transcoder.resemblance import refuse_unlike
 from transcoder.spec import JobSpec
 
 SAMPLED_GROUPS = 3
@@ -48,29 +50,43 @@ class Made:
 
 
 def verify(
-    planned: Plan, paths: Sequence[str], finished: ffmpeg.Finished, policy: Policy, cancelled: Callable[[], bool]
+    planned: Plan,
+    route: Route,
+    paths: Sequence[str],
+    finished: ffmpeg.Finished,
+    policy: Policy,
+    cancelled: Callable[[], bool],
 ) -> Verified:
-    """Check every output against its promise, then decode parts of it, or everything.
+    """Check every output against its promise, then decode parts of it, or everything. What a device made is also
+    compared with the source.
 
     Raises:
-        Fault: MISMATCH for an output that breaks its promise, INPUT where it is short of what the source promised,
-            OUTPUT where there was no room for it.
+        Fault: MISMATCH for an output that breaks its promise or shows something else than the source, INPUT where it
+            is short of what the source promised, OUTPUT where there was no room for it, BLOCKED where the source was
+            not delivered to its end, HARDWARE and its like where the device failed though ffmpeg ended with success.
         JobCancelled: `cancelled` said so.
     """
     kind, what = classify(0, finished.stderr)
-    if kind is FaultClass.OUTPUT:  # ffmpeg 5.1 ends with 0 when the disk is full at the trailer
+    # ffmpeg 5.1 ends with 0 when the disk is full at the trailer
+    if kind in (FaultClass.OUTPUT, FaultClass.BLOCKED):
         raise Fault(kind, what, Evidence(stderr=finished.stderr))
+    if finished.device and (harmed := harm(finished.stderr)):
+        raise Fault(*harmed, Evidence(stderr=finished.stderr))
     made = [
         Made(path, rung, look(path, policy, cancelled, hdr=_carries_mastering(rung)))
         for path, rung in zip(paths, planned.rungs, strict=True)
     ]
     warnings: list[str] = []
+    if finished.usage and not finished.usage.seconds:
+        warnings.append(f"the route uses {finished.device}, and the counters of its engines stood still")
     for one in made:
         warnings += _judge(planned, one, finished)
     if complaints := errors_in(finished.stderr):
         warnings.append(f"ffmpeg complained {len(complaints)} times about the source, first: {complaints[0]}")
     began = monotonic()
     warnings += _decode(_parts(planned.spec, made), policy, cancelled)
+    if route.api != SOFTWARE:
+        refuse_unlike(planned, paths, planned.source.duration, policy, cancelled)
     return Verified(tuple(one.facts for one in made), monotonic() - began, tuple(dict.fromkeys(warnings)))
 
 

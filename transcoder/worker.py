@@ -14,24 +14,41 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from math import inf
 from time import monotonic, sleep
-from typing import TypeVar
+from typing import TypeVar, get_args
 
-from transcoder import log, metrics, queue, settings, spec
-from transcoder.errors import BrokerUnavailable, JobCancelled, JobUnknown, TranscoderError, TransitionRefused
-from transcoder.events import Advanced, Emit, Event, Failed, Started, phase
+from transcoder import bell, log, metrics, placement, queue, settings, slots, spec
+from transcoder.breaker import Rules
+from transcoder.command import Command
+from transcoder.errors import (
+    BrokerUnavailable,
+    JobCancelled,
+    JobUnknown,
+    NoRoute,
+    NoRouteWorked,
+    TranscoderError,
+    TransitionRefused,
+)
+from transcoder.events import Advanced, Emit, Event, Failed, FellBack, HandedOn, Started, phase
+from transcoder.faults import blames_device
 from transcoder.job import transcode
-from transcoder.ledger import Claimed, Ledger, Newer, Report
-from transcoder.machine import Machine
+from transcoder.ledger import Claimed, Ledger, Newer, Report, Told, connect
+from transcoder.machine import SOFTWARE
 from transcoder.manifest import Attempt
+from transcoder.placement import Serves
 from transcoder.policy import Policy
 from transcoder.settings import Settings
-from transcoder.survey import cpus, survey
+from transcoder.slots import Capacity, Slots
+from transcoder.spec import JobSpec
+from transcoder.station import Post, Station
+from transcoder.survey import cpus
 from transcoder.version import __version__
 
 BEAT = 0.4
@@ -43,6 +60,11 @@ GATHER = 0.05
 FRESH = 6.0
 """Seconds without an answer from Redis after which the worker counts as unhealthy."""
 
+TEND = 1.0
+"""Seconds between two looks at the jobs that wait too long for hardware."""
+PER_CPU = 62_000_000
+"""Pixels per second that a CPU bears: 1080p30."""
+
 T = TypeVar("T")
 
 
@@ -51,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         SettingsError: a variable is wrong, or the media roots are not set.
-        FfmpegMissing: ffmpeg is missing or too old; a job that was taken is back on the queue.
+        FfmpegMissing: ffmpeg is missing or too old; no job was taken.
+        NoRoute: only hardware is to be served, and no device here proved anything.
     """
-    arguments = _arguments(argv)
-    return _work(settings.read(), arguments.concurrency, arguments.name)
+    chosen = settings.read()
+    return _work(chosen, _post(_arguments(argv), chosen))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -62,28 +85,59 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("transcoder worker", description="Run jobs from the queue until SIGTERM.")
     parser.add_argument("--concurrency", type=int, metavar="N", help="jobs at a time (default: one for two CPUs)")
     parser.add_argument("--name", default=socket.gethostname(), help="name in the jobs' records (default: the host's)")
+    parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="the device to serve, /dev/dri/renderD128 or a PCI address (default: the first that can encode)",
+    )
+    parser.add_argument(
+        "--serves",
+        choices=get_args(Serves),
+        help="what to take jobs for (default: both where there is a device, software without)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.concurrency is not None and arguments.concurrency < 1:
         parser.error("--concurrency is 1 or more")
     return arguments
 
 
-def _work(chosen: Settings, concurrency: int | None, name: str) -> int:
+def _post(arguments: argparse.Namespace, chosen: Settings) -> Post:
+    return Post(
+        name=arguments.name,
+        device=arguments.device or chosen.device,
+        serves=arguments.serves or chosen.serves,
+        places=arguments.concurrency or chosen.concurrency or max(1, cpus() // 2),
+    )
+
+
+def _work(chosen: Settings, post: Post) -> int:
     policy = chosen.policy()
     log.configure(chosen.log_format, chosen.log_level)
     for sentence in settings.unknown():
         log.LOGGER.warning(sentence)
-    places = concurrency or chosen.concurrency or max(1, cpus() // 2)
-    owner = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = Ledger(chosen.broker_url, chosen.retention)
-    heart = Heart(ledger, owner)
-    equipped = _aside(lambda: _equip(chosen, policy, ledger, heart.beats))
-    equipped.add_done_callback(_stop_where_it_failed)
-    heart.start()
+    heart = Heart(ledger, owner, chosen.prefer_wait)
+    rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
+    station = Station(post, policy, rules, changed=heart.changed)
+    share = Share(Slots(connect(chosen.broker_url)), chosen.device_budget, chosen.software_budget or PER_CPU * cpus())
+    equipped: Future[Equipment] = Future()
+    looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
+    heart.start(station, share)
     run = Worker(ledger, heart, equipped, policy).run
-    code = queue.consume(chosen.broker_url, run, name=f"{name}@{owner}", concurrency=places, ready=heart.consuming)
+    code = queue.consume(
+        chosen.broker_url,
+        run,
+        name=f"{post.name}@{owner}",
+        concurrency=post.places,
+        ready=heart.consuming,
+        served=station.queues,
+    )
     heart.stop()
-    equipped.result().endpoint_close()
+    if looked.done():
+        looked.result()
+    if equipped.done():
+        equipped.result().endpoint_close()
     return code
 
 
@@ -91,31 +145,66 @@ def _work(chosen: Settings, concurrency: int | None, name: str) -> int:
 class Equipment:
     """What the jobs of this worker share."""
 
-    machine: Machine
+    station: Station
+    share: Share
     metrics: metrics.Metrics
-    endpoint_close: Callable[[], None]
+    endpoint_close: Callable[[], None] = lambda: None
 
 
-def _aside(equip: Callable[[], Equipment]) -> Future[Equipment]:
-    """The look at the machine goes on while Celery is imported and connects; the first job waits for it."""
-    thread = ThreadPoolExecutor(1, "survey")
-    equipped = thread.submit(equip)
-    thread.shutdown(wait=False)
-    return equipped
+def _aside(look: Callable[[], None]) -> Future[None]:
+    """The look at the machine goes on while Celery is imported and connects, and while the first jobs run.
+
+    A worker that is told to end before does not wait for it.
+    """
+    looked: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            look()
+            looked.set_result(None)
+        except BaseException as wrong:
+            looked.set_exception(wrong)
+            queue.stop(wrong.exit_code if isinstance(wrong, TranscoderError) else 1)
+
+    threading.Thread(target=run, name="survey", daemon=True).start()
+    return looked
 
 
-def _equip(chosen: Settings, policy: Policy, ledger: Ledger, healthy: Callable[[], bool]) -> Equipment:
-    machine = survey(policy, chosen.cache_folder, chosen.threads)
-    gathered = metrics.Metrics(__version__, machine.build.version, lambda: ledger.figures().queues)
-    if not chosen.metrics_port:
-        return Equipment(machine, gathered, lambda: None)
-    endpoint = metrics.serve(gathered, chosen.metrics_port, chosen.metrics_host, healthy)
-    return Equipment(machine, gathered, endpoint.close)
+def _look(
+    chosen: Settings, station: Station, share: Share, ledger: Ledger, heart: Heart, equipped: Future[Equipment]
+) -> None:
+    machine = station.look(chosen.cache_folder, chosen.threads)
+    gathered = metrics.Metrics(
+        __version__,
+        machine.build.version,
+        lambda: {placement.short(name): figures for name, figures in ledger.figures().queues.items()},
+        lambda: share.usage(station.told().device),
+        station.circuits,
+    )
+    heart.hopped = gathered.hopped
+    close: Callable[[], None] = lambda: None  # noqa: E731
+    if chosen.metrics_port:
+        close = metrics.serve(gathered, chosen.metrics_port, chosen.metrics_host, heart.beats).close
+    equipped.set_result(Equipment(station, share, gathered, close))
+    station.open(machine)
+    station.look_closer(machine, chosen.cache_folder)
 
 
-def _stop_where_it_failed(equipped: Future[Equipment]) -> None:
-    if wrong := equipped.exception():
-        queue.stop(wrong.exit_code if isinstance(wrong, TranscoderError) else 1)
+class Share:
+    """What this worker may take of its device and of its CPUs, which others take of, too."""
+
+    def __init__(self, leases: Slots, device_budget: float, software_budget: float) -> None:
+        self.slots = leases
+        self._device_budget = device_budget
+        self._cpus = slots.of_cpus(software_budget)
+
+    def capacity(self, device: str | None) -> Capacity:
+        """The device, or the CPUs for None."""
+        return slots.of_device(device, self._device_budget) if device else self._cpus
+
+    def usage(self, device: str | None) -> Mapping[str, slots.Usage]:
+        """How much of each is taken, by everybody."""
+        return self.slots.usage([self._cpus, *([self.capacity(device)] if device else [])])
 
 
 class Worker:
@@ -132,10 +221,11 @@ class Worker:
         owner = self._heart.owner
         match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA)):
             case Claimed() as claimed:
-                held = Held(self._ledger, job_id, claimed.fence, self._heart.wake)
+                # no queue is served before the equipment is there
+                held = Held(self._ledger, job_id, claimed, self._heart.wake, self._equipped.result())
                 # suppressed: what the record's new owner does with the job is not ours to say
                 with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
-                    self._hold(held, claimed)
+                    self._transcode(held, claimed)
             case Newer() as newer:
                 self._pass_on(job_id, newer)
             case None:
@@ -145,34 +235,29 @@ class Worker:
         why = f"needs a worker that reads schema {newer.schema}; this one reads up to {spec.SCHEMA}"
         log.write("passed_on", why, level=logging.WARNING, job=job_id)
         with suppress(TransitionRefused, JobUnknown):  # cancelled in between
-            message = queue.message(job_id, newer.priority, newer.schema)
-            patiently(lambda: self._ledger.post(job_id, message, why))
+            patiently(lambda: self._ledger.post(job_id, newer.queue, why))
 
-    def _hold(self, held: Held, claimed: Claimed) -> None:
-        try:
-            equipment = self._equipped.result()
-        except Exception as wrong:  # this worker is about to end, see _stop_where_it_failed
-            first_line = str(wrong).partition("\n")[0]
-            held.hand_back(claimed.priority, f"the worker cannot work: {first_line}")
-            return
-        self._transcode(held, claimed, equipment)
-
-    def _transcode(self, held: Held, claimed: Claimed, equipment: Equipment) -> None:
-        listeners: list[Emit] = [log.listener(held.job_id), held.listen]
+    def _transcode(self, held: Held, claimed: Claimed) -> None:
+        equipment = self._equipped.result()
+        listeners: list[Emit] = [log.listener(held.job_id), held.listen, equipment.station.listen]
 
         def emit(event: Event) -> None:
             for listen in listeners:
                 listen(event)
 
         try:
-            asked = spec.read(json.loads(claimed.spec))
+            asked = held.asked = spec.read(json.loads(claimed.spec))
             listeners.append(equipment.metrics.listener(asked))
             attempt = Attempt(held.job_id, claimed.fence)
-            published = transcode(asked, attempt, equipment.machine, self._policy, emit, held)
+            published = transcode(asked, attempt, equipment.station.machine(), self._policy, emit, held)
             held.finish("published", result=published.as_record())
+        except Elsewhere as gone:
+            emit(HandedOn(placement.short(gone.queue), gone.why))
         except (TransitionRefused, JobUnknown) as lost:
             emit(Failed(lost))
             log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+        except (NoRoute, NoRouteWorked) as unsuited:
+            self._go_on(held, unsuited, emit)
         except TranscoderError as wrong:
             emit(Failed(wrong))
             held.finish("cancelled" if isinstance(wrong, JobCancelled) else "failed", error=wrong.as_record())
@@ -184,15 +269,43 @@ class Worker:
             emit(Failed(unexpected))
             held.finish("failed", error=unexpected.as_record() | {"kind": "unexpected"})
 
+    def _go_on(self, held: Held, unsuited: NoRoute | NoRouteWorked, emit: Emit) -> None:
+        """What requires hardware and found none fit here goes to another worker that may have it, else it fails."""
+        try:
+            held.try_elsewhere(unsuited)
+        except Elsewhere as gone:
+            emit(HandedOn(placement.short(gone.queue), gone.why))
+        else:
+            emit(Failed(unsuited))
+            held.finish("failed", error=unsuited.as_record())
+
+
+class Elsewhere(Exception):
+    """The job was handed on: it waits in `queue` for another worker."""
+
+    def __init__(self, queue: str, why: str) -> None:
+        super().__init__(why)
+        self.queue = queue
+        self.why = why
+
 
 class Held:
     """A job that this worker holds: what it has come to, and whether it may go on (it is the job's Permit)."""
 
-    def __init__(self, ledger: Ledger, job_id: str, fence: int, changed: Callable[[], None]) -> None:
+    asked: JobSpec
+    """What is to be made, as soon as it was read."""
+
+    def __init__(
+        self, ledger: Ledger, job_id: str, claimed: Claimed, changed: Callable[[], None], equipment: Equipment
+    ) -> None:
         self.job_id = job_id
-        self.fence = fence
+        self.fence = claimed.fence
+        self._for_hardware = claimed.queue != placement.queue_name(SOFTWARE)
         self._ledger = ledger
         self._changed = changed
+        self._equipment = equipment
+        self._leases = count(1)
+        self._last_fault: FellBack | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._phases: list[tuple[str, float, str]] = []
@@ -207,6 +320,61 @@ class Held:
         """Claim the targets; waits while Redis is away."""
         patiently(lambda: self._ledger.take_targets(self.job_id, self.fence, targets), self._stop)
 
+    @contextmanager
+    def slot(self, command: Command) -> Iterator[None]:
+        """The command's share of the device or of the CPUs, waited for.
+
+        Raises:
+            Elsewhere: the command is software's, and the job was handed on to a worker that shall do it before.
+            JobCancelled: it was cancelled while it waited.
+        """
+        if not command.cost:  # streams are copied: that takes a disk, and next to no CPU
+            yield
+            return
+        if command.route.api == SOFTWARE and (queues := self._before_software_here()):
+            self._hand_on(queues, self._why_not_hardware())
+        share, asked = self._equipment.share, monotonic()
+        capacity = share.capacity(command.route.device)
+        lease = f"{self.job_id}.{self.fence}.{next(self._leases)}"
+        waits = partial(self._begin, "waiting", f"a slot on {capacity.name}")
+        with share.slots.slot(capacity, command.cost, lease, cancelled=self.cancelled, waits=waits):
+            self._equipment.metrics.waited(capacity.name, monotonic() - asked)
+            yield
+
+    def try_elsewhere(self, unsuited: NoRoute | NoRouteWorked) -> None:
+        """Hand on a job that requires hardware, if this worker lacks it or its device failed.
+
+        Raises:
+            Elsewhere: it is handed on; otherwise nobody else can do it, or nobody needs to try.
+        """
+        fault = self._last_fault
+        if self.asked.acceleration.policy != "require":
+            return
+        if isinstance(unsuited, NoRoute) or (fault and blames_device(fault.kind, fault.route.api)):
+            self._hand_on([placement.queue_name(name) for name in placement.onward(self.asked)], unsuited.what)
+
+    def _hand_on(self, queues: Sequence[str], why: str) -> None:
+        """Raises Elsewhere where another worker serves one of the queues."""
+        answer = patiently(lambda: self._ledger.hand_on(self.job_id, self.fence, queues, why), self._stop)
+        if isinstance(answer, str):
+            raise Elsewhere(answer, why)
+
+    def _before_software_here(self) -> list[str]:
+        """The queues where another worker may do what this device did not, before it is encoded in software here.
+
+        Another device, where this one lacks the ability: it was not even tried. After a fault software, by a worker
+        that serves it; this one too may do it, but only when there is none.
+        """
+        unsuited = self._for_hardware and self._last_fault is None
+        other = placement.onward(self.asked) if unsuited else ()
+        software = (SOFTWARE,) if self._equipment.station.serves == "hardware" else ()
+        return [placement.queue_name(name) for name in (*other, *software)]
+
+    def _why_not_hardware(self) -> str:
+        if fault := self._last_fault:
+            return f"{fault.route.name} failed on {fault.route.device} ({fault.kind}): {fault.what}"
+        return "the device of this worker cannot do it"
+
     def still_ours(self) -> None:
         """Ask Redis, and wait for its answer: a worker cannot tell an outage from being cut off."""
         patiently(lambda: self._ledger.still_ours(self.job_id, self.fence), self._stop)
@@ -214,11 +382,6 @@ class Held:
     def finish(self, state: str, **ending: dict[str, object]) -> None:
         """Record the end; waits while Redis is away."""
         patiently(lambda: self._ledger.finish(self.report(), state, **ending))
-
-    def hand_back(self, priority: int, why: str) -> None:
-        """Put the job back on the queue; waits while Redis is away."""
-        message = queue.message(self.job_id, priority)
-        patiently(lambda: self._ledger.hand_back(self.job_id, self.fence, message, why))
 
     def must_stop(self) -> None:
         """The ledger says that the job was cancelled or belongs to another worker."""
@@ -229,11 +392,16 @@ class Held:
         begun = phase(event)
         if isinstance(event, Advanced):
             self._progress = _progress(event)
+        if isinstance(event, FellBack):
+            self._last_fault = event
         if begun and begun != "done" and (begun != self._phase or isinstance(event, Started)):
-            with self._lock:
-                self._phases.append((begun, monotonic(), event.route.name if isinstance(event, Started) else ""))
-            self._phase = begun
-            self._changed()
+            self._begin(begun, event.route.name if isinstance(event, Started) else "")
+
+    def _begin(self, phase: str, detail: str) -> None:
+        with self._lock:
+            self._phases.append((phase, monotonic(), detail))
+        self._phase = phase
+        self._changed()
 
     def report(self) -> Report:
         """What is to be told, now."""
@@ -250,19 +418,28 @@ class Held:
 class Heart:
     """Tells the ledger every now and then that this worker and its jobs live, and stops the jobs that must stop."""
 
-    def __init__(self, ledger: Ledger, owner: str) -> None:
+    hopped: Callable[[str, str], None] = staticmethod(lambda queue, why: None)
+    """Called with the queue that a job left for software, and why."""
+
+    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0) -> None:
         self.owner = owner
         self._ledger = ledger
+        self._prefer_wait = prefer_wait
+        self._tended = -inf
+        self._station: Station | None = None
+        self._share: Share | None = None
         self._held: set[Held] = set()
         self._awake = threading.Event()
         self._ended = threading.Event()
         self._consuming = False
+        self._serves = False
         self._answered = -inf
         self._away = False
         self._thread = threading.Thread(target=self._live, name="heart", daemon=True)
 
-    def start(self) -> None:
-        """Begin to beat."""
+    def start(self, station: Station | None = None, share: Share | None = None) -> None:
+        """Begin to beat, for what the station serves and the share that its jobs hold."""
+        self._station, self._share = station, share
         self._thread.start()
 
     def stop(self) -> None:
@@ -279,11 +456,16 @@ class Heart:
 
     def beats(self) -> bool:
         """Whether this worker takes jobs and heard from Redis lately."""
-        return self._consuming and monotonic() - self._answered < FRESH
+        return self._consuming and self._serves and monotonic() - self._answered < FRESH
 
     def wake(self) -> None:
         """There is something to tell."""
         self._awake.set()
+
+    def changed(self) -> None:
+        """Other queues are served than before: the ledger is told, and Celery asks them."""
+        self._awake.set()
+        bell.ring()
 
     @contextmanager
     def watching(self, held: Held) -> Iterator[None]:
@@ -298,6 +480,7 @@ class Heart:
     def _live(self) -> None:
         while not self._ended.is_set():
             self._beat()
+            self._tend()
             self._awake.wait(BEAT if self._held else IDLE_BEAT)
             sleep(GATHER)
             self._awake.clear()
@@ -305,7 +488,10 @@ class Heart:
     def _beat(self) -> None:
         told = [(held, held.report()) for held in self._held.copy()]
         try:
-            verdicts = self._ledger.beat(self.owner, [report for _, report in told])
+            serves = self._station.told() if self._station else Told()
+            if queue.leaving():  # `require` is refused from now on where nobody else serves it
+                serves = replace(serves, queues=())
+            verdicts = self._ledger.beat(self.owner, [report for _, report in told], serves)
         except BrokerUnavailable as away:
             if not self._away:
                 log.LOGGER.warning("%s; running jobs go on", away.what)
@@ -315,10 +501,32 @@ class Heart:
             log.LOGGER.exception("the heart missed a beat")
             return
         self._answered, self._away = monotonic(), False
+        self._serves = self._serves or bool(serves.queues)
         for (held, report), verdict in zip(told, verdicts, strict=True):
             held.told(report)
             if verdict != "go on":
                 held.must_stop()
+
+    def _tend(self) -> None:
+        """What any worker does for all: leases renewed, trials of what failed, jobs that waited too long moved."""
+        if self._share:
+            self._share.slots.renew()
+        if self._station:
+            self._station.tend()
+        if monotonic() - self._tended < TEND:
+            return
+        self._tended = monotonic()
+        try:
+            hops = self._ledger.tend(self._prefer_wait)
+        except BrokerUnavailable:
+            return  # the beat has said so
+        except Exception:
+            log.LOGGER.exception("the heart could not look after waiting jobs")
+            return
+        for hop in hops:
+            name = placement.short(hop.queue)
+            log.write("hopped", f"from {name} to software ({hop.why})", job=hop.job_id, queue=name, why=hop.why)
+            self.hopped(name, hop.why)
 
 
 def patiently(ask: Callable[[], T], stop: threading.Event | None = None) -> T:

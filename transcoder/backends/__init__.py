@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Protocol
 
 from transcoder.command import Command, Work
-from transcoder.machine import Build, Machine, Trial
+from transcoder.machine import Build, Device, Machine, Trial
 
 
 class Backend(Protocol):
@@ -20,8 +20,11 @@ class Backend(Protocol):
     RANK: int
     """The order of preference, lowest first; software is 100."""
 
-    def trials(self, build: Build) -> tuple[Trial, ...]:
-        """The one-frame encodes that show what it can do here."""
+    NEEDS: str
+    """What it needs of a machine, for people on whose machine none of its trials worked."""
+
+    def trials(self, build: Build, device: Device | None) -> tuple[Trial, ...]:
+        """The short runs that show what it can do on a device, or without one (None); none where it has no business."""
         ...
 
     def commands(self, work: Work, machine: Machine) -> tuple[Command, ...]:
