@@ -6,13 +6,14 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from transcoder import job
+from transcoder.command import Command
 from transcoder.errors import TranscoderError
 from transcoder.events import Event, Published
 from transcoder.machine import SOFTWARE, Ability, Build, Machine
@@ -38,6 +39,10 @@ class Yes:
     def may_write(self, targets: Sequence[str]) -> None:
         self.claimed = tuple(targets)
         self.on_claim()
+
+    def slot(self, command: Command) -> AbstractContextManager[None]:
+        """There is a place."""
+        return nullcontext()
 
     def still_ours(self) -> None:
         self.at_the_end()

@@ -116,7 +116,14 @@ class Worker(Service):
     """A real `transcoder worker` in a process of its own."""
 
     def __init__(
-        self, url: str, folder: Path, roots: Iterable[Path], *, concurrency: int, settings: Mapping[str, str]
+        self,
+        url: str,
+        folder: Path,
+        roots: Iterable[Path],
+        *,
+        concurrency: int,
+        settings: Mapping[str, str],
+        words: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -129,7 +136,7 @@ class Worker(Service):
             "PYTHONUNBUFFERED": "1",
             **settings,
         }
-        command = [sys.executable, "-m", "transcoder", "worker", "--concurrency", str(concurrency)]
+        command = [sys.executable, "-m", "transcoder", "worker", "--concurrency", str(concurrency), *words]
         super().__init__(command, folder / f"worker-{self.port}.log", environment)
 
     def start(self) -> None:
@@ -163,9 +170,16 @@ def private_redis(folder: Path, *, appendonly: bool = False) -> Iterator[Redis]:
 
 
 @contextlib.contextmanager
-def worker(url: str, folder: Path, roots: Iterable[Path], *, concurrency: int = 2, **env: str) -> Iterator[Worker]:
+def worker(
+    url: str,
+    folder: Path,
+    roots: Iterable[Path],
+    *words: str,
+    concurrency: int = 2,
+    **env: str,
+) -> Iterator[Worker]:
     """A worker that is ready; `env` is added to its environment, with the variables' full names."""
-    service = Worker(url, folder, roots, concurrency=concurrency, settings=env)
+    service = Worker(url, folder, roots, concurrency=concurrency, settings=env, words=words)
     try:
         service.start()
         yield service

@@ -17,6 +17,7 @@ import pytest
 from tests.values import HDR10, HLG, LIGHT, MACHINE, SOURCE, SRT, SURROUND, VIDEO, planned, source, words
 from transcoder import backends
 from transcoder.backends import software
+from transcoder.dialect import on_scale
 from transcoder.errors import FfmpegMissing
 from transcoder.machine import Build
 from transcoder.media import Media
@@ -87,19 +88,19 @@ def test_the_document_on_quality_has_the_table_of_the_code() -> None:
     rows = [[int(cell) for cell in row.split("|")[1:-1]] for row in re.findall(r"^\| \d+ \|.*\|$", page, re.M)[:7]]
     encoders = ("libx264", "libx265", "libsvtav1", "libvpx-vp9")
     for quality, *numbers in rows:
-        assert [software.mapped_quality(encoder, quality) for encoder in encoders] == numbers
+        assert [on_scale(software.QUALITY[encoder], quality) for encoder in encoders] == numbers
     assert [row[0] for row in rows] == [point[0] for point in software.QUALITY["libx265"]]
 
 
 @pytest.mark.parametrize("encoder", software.QUALITY)
 def test_a_lower_quality_number_never_asks_an_encoder_for_less(encoder: str) -> None:
-    mapped = [software.mapped_quality(encoder, quality) for quality in range(1, 52)]
+    mapped = [on_scale(software.QUALITY[encoder], quality) for quality in range(1, 52)]
     assert mapped == sorted(mapped)
     assert all(1 <= crf <= 63 for crf in mapped)
 
 
 def test_only_encoders_of_the_build_are_tried() -> None:
-    trials = software.trials(Build("5.1", (5, 1), frozenset({"libx264", "h264_nvenc"})))
+    trials = software.trials(Build("5.1", (5, 1), frozenset({"libx264", "h264_nvenc"})), None)
     assert {(trial.ability.encoder, trial.ability.depth) for trial in trials} == {("libx264", 8), ("libx264", 10)}
 
 

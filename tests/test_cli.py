@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import gpu
 from tests.conftest import MakeClip
 from tests.services import Redis, Worker, free_port
 from transcoder import cli
@@ -26,7 +27,7 @@ from transcoder.errors import JobCancelled, SpecError, exit_codes
 from transcoder.spec import Audio, JobSpec, Output, Video
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("run", "submit", "jobs", "status", "watch", "cancel", "worker", "profiles", "schema")
+VERBS = ("run", "submit", "jobs", "status", "watch", "cancel", "devices", "worker", "profiles", "schema")
 SMALL = """
 description: Small and fast.
 outputs:
@@ -259,7 +260,7 @@ def test_a_run_obeys_the_settings(
 
 
 def test_acceleration_that_is_required_and_not_there_is_told_apart(call: Call, clip: Path, here: Path) -> None:
-    done = call("run", clip.name, "out.mp4", "-p", "small", "--accel", "require", "--api", "nonesuch", "--json")
+    done = call("run", clip.name, "out.mp4", "-p", "small", "--accel", "require", "--api", "vaapi", "--json")
     assert done.code == done.json["error"]["exit_code"] == 12
     assert made(here) == set()
 
@@ -387,6 +388,47 @@ def test_profiles_are_listed_for_people_and_programs_and_printed(call: Call) -> 
     assert call("profiles", "smal").code == 3
 
 
+def test_devices_shows_the_cpu_and_says_what_would_help_where_there_is_no_gpu(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSCODER_DRI", str(tmp_path / "dri"))
+    monkeypatch.setenv("TRANSCODER_SYSFS", str(tmp_path / "sys"))
+    done = call("devices")
+    assert done.code == 0
+    assert "CPU\tsoftware\tencode\th264\t8\tyes\t\t\n" in done.out
+    assert f'devices: ["{tmp_path}/dri:{tmp_path}/dri"]' in done.out
+
+
+def test_devices_shows_what_works_what_was_refused_and_what_is_wrong(
+    call: Call, gpus: gpu.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**gpus.environment, "TRANSCODER_DRI": str(gpus.nodes)}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("renderD128", "renderD129"):
+        described = tmp_path / "sys/class/drm" / name / "device"
+        described.mkdir(parents=True)
+        (described / "vendor").write_text("0x1002")
+    monkeypatch.setenv("TRANSCODER_SYSFS", str(tmp_path / "sys"))
+    small = {"encode": "h264", "decode": "none", "vpp": False, "vendor": "Some GPU"}
+    gpus.add("renderD128", small, entrypoint="slice lp", rc="CQP VBR")
+    gpus.add("renderD129", broken=True)
+    done = call("devices")
+    assert (done.code, done.err) == (0, "")
+    assert f"renderD128\t{gpus.nodes}/renderD128\t\tSome GPU\t\n" in done.out
+    assert "renderD128\tvaapi\tencode\th264\t8\tCQP, VBR\t\t\n" in done.out
+    assert "renderD128\tvaapi\tencode\th264\t8\tCQP, VBR\tyes\t\n" in done.out
+    assert "its VA driver does not start" in done.out
+    gpus.add("renderD128", small, rc="CQP VBR", **{"fault.encode": "green"})
+    assert "CQP, VBR\t\t\n" in call("devices").out, "it is remembered"
+    green = call("devices", "--fresh")
+    assert "h264\t8\tno\t\tCQP, VBR: its pictures are empty: one colour, nothing in them\n" in green.out
+    found = call("devices", "--json").json
+    assert [one["id"] for one in found["devices"]] == ["renderD128", "renderD129"]
+    assert {"api": "vaapi", "mode": "VBR"}.items() <= found["refusals"][-1].items()
+    assert found["devices"][0]["entries"][0]["modes"] == ["CQP", "VBR"]
+    assert all(able["device"] is None for able in found["abilities"])
+
+
 def test_the_schema_describes_every_field_of_a_spec(call: Call) -> None:
     schema = call("schema").json
     assert set(schema["properties"]) == {info.alias or name for name, info in JobSpec.model_fields.items()}
@@ -510,13 +552,24 @@ def test_a_job_is_submitted_followed_and_told_about(call: Call, clip: Path, here
     assert (found["state"], found["result"]["route"], found["spec"]["schema"]) == ("published", "software", 1)
 
     header, row = call("jobs").out.splitlines()
-    assert header.split("\t") == ["id", "state", "phase", "done", "profile", "source", "age"]
-    assert row.split("\t")[:6] == [number, "published", "published", "", "small", str(clip)]
+    assert header.split("\t") == ["id", "state", "phase", "done", "queue", "profile", "source", "age"]
+    assert row.split("\t")[:7] == [number, "published", "published", "", "software", "small", str(clip)]
     assert [one["id"] for one in call("jobs", "--state", "published", "--json").json] == [number]
     assert call("jobs", "--state", "failed", "--json").json == []
 
     seen = [json.loads(line) for line in call("watch", number, "--json").out.splitlines()]
     assert seen[-1]["state"] == "published"
+
+    header, row = call("workers").out.splitlines()
+    assert header.split("\t") == ["name", "device", "queues", "jobs", "left alone", "last heard"]
+    assert row.split("\t")[1:5] == ["", "software", "0 of 2", ""]
+    [worker] = call("workers", "--json").json
+    assert (worker["serves"], worker["queues"], worker["live"]) == ("software", ["software"], True)
+
+    refused = call("submit", str(clip), str(here / "hard.mp4"), "-p", "small", "--accel", "require")
+    assert refused.code == 12
+    assert "no live worker serves hw.h264: the 1 live worker serves software" in refused.err
+    assert "transcoder workers" in refused.err
 
 
 @pytest.mark.usefixtures("queue")

@@ -16,6 +16,7 @@ from transcoder.errors import (
     InputMissing,
     JobCancelled,
     JobUnknown,
+    NoRoute,
     PathRefused,
     SettingsError,
     TargetExists,
@@ -23,7 +24,8 @@ from transcoder.errors import (
     TranscoderError,
     TransitionRefused,
 )
-from transcoder.ledger import Claimed, Ledger, Report
+from transcoder.ledger import Claimed, Ledger, Report, Told
+from transcoder.placement import queue_name
 from transcoder.spec import SCHEMA
 
 SPEC = JobSpec(source="/media/in.mkv", target="/media/out.mp4")
@@ -66,11 +68,52 @@ def test_the_status_of_a_waiting_job_says_what_it_waits_for(client: Client, ledg
     assert (status.id, status.state, status.phase, status.attempts) == (job_id, "queued", "queued", 0)
     assert JobSpec.model_validate(status.spec) == SPEC
     assert abs(status.created - time.time()) < 5
-    assert status.waiting_for == "no worker is running; start one that reads schema 1 (queue transcode.schema1)"
-    ledger.beat("somebody", [])
+    assert status.queue == "hw.h264"
+    assert status.waiting_for == "a worker that serves hw.h264: no worker is running"
+    ledger.beat("somebody", [], Told(queues=(queue_name("hw.av1"),)))
+    assert client.status(job_id).waiting_for == "a worker that serves hw.h264: none of 1 live worker does"
+    for name in ("somebody", "another"):
+        ledger.beat(name, [], Told(queues=(queue_name("hw.h264"),)))
     client.submit(SPEC.model_copy(update={"target": "/media/other.mp4"}))
-    waiting_for = client.status(job_id).waiting_for
-    assert waiting_for == "a free place on a worker (queue transcode.schema1, 1 other waiting)"
+    waiting_for = "a free place on a worker that serves hw.h264 (2 live, 1 other waiting)"
+    assert client.status(job_id).waiting_for == waiting_for
+    ledger.tend(42)
+    ledger.beat("third", [], Told(queues=(queue_name("software"),)))
+    assert client.status(job_id).waiting_for in [f"{waiting_for}; goes to software in {n} s" for n in (41, 42)]
+
+
+def test_the_status_of_a_job_that_waits_for_a_slot_says_of_which_device(client: Client, ledger: Ledger) -> None:
+    job_id = client.submit(SPEC)
+    ledger.beat("me", [Report(job_id, claim(ledger, job_id), [("waiting", 0.0, "a slot on 0000:00:02.0")])])
+    status = client.status(job_id)
+    assert (status.state, status.phase) == ("running", "waiting")
+    assert status.waiting_for == "a slot on 0000:00:02.0, which has all the work that it can bear"
+
+
+def test_a_job_that_requires_what_nobody_has_is_refused_at_once_with_the_reason(client: Client, ledger: Ledger) -> None:
+    spec = JobSpec.model_validate({**SPEC.model_dump(), "acceleration": {"policy": "require"}})
+    with pytest.raises(NoRoute, match=r"no live worker serves hw\.h264: no worker is running"):
+        client.submit(spec)
+    ledger.beat("somebody", [], Told(queues=(queue_name("hw.av1"), queue_name("software"))))
+    with pytest.raises(NoRoute, match=r"the 1 live worker serves hw\.av1, software") as refused:
+        client.submit(spec)
+    assert "transcoder workers" in refused.value.next_step
+    assert "transcoder devices" in refused.value.next_step
+    assert client.jobs() == []
+    ledger.beat("gpu", [], Told(queues=(queue_name("hw.h264"),)))
+    assert client.status(client.submit(spec)).queue == "hw.h264"
+
+
+def test_the_workers_are_listed_with_what_they_serve(client: Client, ledger: Ledger) -> None:
+    assert client.workers() == []
+    told = Told("gpu1", "0000:00:02.0", "/dev/dri/renderD128", "hardware", (queue_name("hw.h264"),), 2, ("hevc",))
+    job_id = client.submit(SPEC)
+    ledger.beat("gpu1-1", [Report(job_id, claim(ledger, job_id))], told)
+    [heard] = client.workers()
+    assert (heard.owner, heard.told, heard.running, heard.live) == ("gpu1-1", told, 1, True)
+    assert 0 <= heard.ago < 5
+    ledger.leave("gpu1-1")
+    assert client.workers() == []
 
 
 def test_the_status_of_a_running_job_shows_its_progress(client: Client, ledger: Ledger) -> None:

@@ -131,6 +131,22 @@ def test_ffmpeg_reads_nothing_from_us(tmp_path: Path) -> None:
     assert finished((program(tmp_path, "ffmpeg", "cat >&2; echo over >&2"),))[1].stderr == ("over",)
 
 
+def test_ffmpeg_has_our_environment_without_our_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker's address may hold its password; what drivers are told must reach them."""
+    monkeypatch.setenv("TRANSCODER_BROKER", "redis://:secret@host:6379/0")
+    passed = ("LIBVA_DRIVERS_PATH", "ONEVPL_SEARCH_PATH", "AMD_DEBUG", "MESA_LOADER_DRIVER_OVERRIDE", "PATH")
+    for name in passed[:-1]:
+        monkeypatch.setenv(name, f"value of {name}")
+    said = finished((program(tmp_path, "ffmpeg", "env >&2"),))[1].stderr
+    assert not any("TRANSCODER" in line or "secret" in line for line in said)
+    assert {f"{name}={os.environ[name]}" for name in passed} <= set(said)
+
+
+def test_what_is_preloaded_reaches_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "libm.so.6")
+    assert "LD_PRELOAD=libm.so.6" in finished((program(tmp_path, "ffmpeg", "env >&2"),))[1].stderr
+
+
 def test_success_may_have_said_nothing(tmp_path: Path) -> None:
     assert finished((program(tmp_path, "ffmpeg", "exit 0"),)) == ([], Finished((), {}))
 
@@ -345,6 +361,77 @@ def test_a_program_that_is_slow_and_moves_is_let_be(tmp_path: Path) -> None:
     assert [report.frame for report in reports] == list(range(1, 9))
 
 
+def test_a_program_that_computes_is_given_more_time_but_not_for_ever(tmp_path: Path) -> None:
+    stub = python(tmp_path, BEATING.format(frames="1, 2") + "while True: pass")
+    found, after = stalled(stub, Policy(("/",), first_frame_limit=60, stall_limit=LIMIT))
+    assert (found.kind, found.what) == (FaultClass.STALLED, "ffmpeg made no progress for 2.5 s")
+    assert 2.2 < after < 6
+
+
+def test_a_program_that_computes_and_comes_to_an_end_is_let_be(tmp_path: Path) -> None:
+    busy = "end = time.monotonic() + 1.6\nwhile time.monotonic() < end: pass\nsay('frame=3', 'progress=end')\n"
+    reports, _ = finished(
+        (python(tmp_path, BEATING.format(frames="1, 2") + busy),),
+        Policy(("/",), first_frame_limit=5, stall_limit=LIMIT),
+    )
+    assert reports[-1].frame == 3
+
+
+def test_a_caller_that_takes_its_time_makes_no_silence(tmp_path: Path) -> None:
+    """Nor does a pause of the container, which is the same to us: we did not look."""
+    stub = python(tmp_path, "say('frame=1', 'progress=continue')\ntime.sleep(4.4)\nsay('frame=2', 'progress=end')\n")
+    steps = run((stub,), Policy(("/",), first_frame_limit=2, stall_limit=2), never)
+    assert next(steps) == Progress(frame=1)
+    time.sleep(3)
+    assert [step.frame for step in steps if isinstance(step, Progress)] == [2]
+
+
+def test_a_source_that_does_not_deliver_is_told_from_a_hang(make_clip: MakeClip, tmp_path: Path) -> None:
+    fifo, clip = tmp_path / "source.ts", make_clip(container="ts").read_bytes()
+    os.mkfifo(fifo)
+    words = ("ffmpeg", "-hide_banner", "-nostdin", "-i", str(fifo), "-f", "null", "-")
+    with fifo.open("r+b", 0) as writer:  # open to the end, so that there is no end
+        feed = threading.Thread(target=writer.write, args=(clip[: len(clip) // 2],))
+        feed.start()
+        began = time.monotonic()
+        found = fault(words, Policy(("/",), first_frame_limit=1, stall_limit=1))
+        feed.join()
+    assert found.kind is FaultClass.BLOCKED
+    assert found.what.endswith(f"for 1 s: it waits for {fifo}, which does not deliver")
+    assert time.monotonic() - began < 5
+
+
+def test_a_target_that_takes_nothing_is_told_from_a_hang(tmp_path: Path) -> None:
+    fifo = tmp_path / "target.mkv"
+    os.mkfifo(fifo)
+    words = (
+        "ffmpeg",
+        "-hide_banner",
+        "-nostdin",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc2=s=320x180",
+        "-f",
+        "matroska",
+        str(fifo),
+    )
+    with fifo.open("r+b", 0):
+        found = fault(words, Policy(("/",), first_frame_limit=1, stall_limit=1))
+    assert found.kind is FaultClass.BLOCKED
+    assert found.what.endswith(f"it waits for {fifo}, which does not take what is written")
+
+
+def test_a_program_that_was_stopped_may_be_tried_again(tmp_path: Path) -> None:
+    stub = python(tmp_path, BEATING.format(frames="1, 2") + "import os\nos.kill(os.getpid(), 19)\n")
+    found, after = stalled(stub, Policy(("/",), first_frame_limit=60, stall_limit=LIMIT))
+    assert (found.kind, found.what) == (
+        FaultClass.TRANSIENT,
+        "ffmpeg made no progress for 0.5 s: it was stopped by a signal",
+    )
+    assert after < 3 * LIMIT
+
+
 # It talks too much
 
 
@@ -394,3 +481,26 @@ def test_few_lines_are_kept_in_order_with_one_that_has_no_end(tmp_path: Path) ->
 def test_of_many_lines_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
     stderr = finished((program(tmp_path, "ffmpeg", "seq 1 1000 >&2"),))[1].stderr
     assert stderr == (*map(str, range(1, 41)), *map(str, range(801, 1001)))
+
+
+def test_no_chatter_hides_a_complaint_or_a_count(tmp_path: Path) -> None:
+    count = "[verbose]   Input stream #3:1 (video): 5 packets read (9 bytes); 5 frames decoded; "
+    complaint = "[h264 @ 0x5] [error] error while decoding MB 3 4"
+    script = f"{{ seq 1 300; echo '{count}'; echo '{complaint}'; seq 1 1000; }} >&2"
+    _, last = finished((program(tmp_path, "ffmpeg", script),))
+    assert last.decoded == {(3, 1): 5}
+    assert last.stderr.count(complaint) == 1
+
+
+def test_of_many_complaints_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
+    stderr = finished((program(tmp_path, "ffmpeg", "seq -f '[error] %g' 1 1000 >&2"),))[1].stderr
+    assert stderr == tuple(f"[error] {number}" for number in (*range(1, 81), *range(801, 1001)))
+
+
+def test_many_complaints_and_much_chatter_do_not_hide_each_other(tmp_path: Path) -> None:
+    script = "{ seq -f '[error] %g' 1 300; seq 1 300; seq -f '[error] %g' 301 400; seq 301 1000; } >&2"
+    stderr = finished((program(tmp_path, "ffmpeg", script),))[1].stderr
+    complaints = [line for line in stderr if line.startswith("[error]")]
+    assert complaints == [f"[error] {number}" for number in (*range(1, 81), *range(201, 401))]
+    assert [line for line in stderr if line not in complaints] == [*map(str, range(1, 41)), *map(str, range(801, 1001))]
+    assert stderr.index("[error] 300") < stderr.index("1") < stderr.index("[error] 301"), "in the order of saying"

@@ -51,12 +51,15 @@ class Site:
     machine: Machine
     events: list[Event]
 
-    def run(self, source: Path, *outputs: dict[str, Any], **fields: Any) -> Published:
+    def run(
+        self, source: Path, *outputs: dict[str, Any], limits: dict[str, float] | None = None, **fields: Any
+    ) -> Published:
         """One job with these outputs (one of h264 where none are given), everything decoded at the end."""
         name = "{name}.{ext}" if len(outputs) > 1 else "made.{ext}"
         asked = [quick(output) for output in outputs or ({},)]
         spec = {"source": str(source), "target": str(self.folder / name), "outputs": asked, "verify": "full", **fields}
-        policy = Policy((str(self.folder), str(source.parent)), first_frame_limit=60, stall_limit=60)
+        patience = {"first_frame_limit": 60.0, "stall_limit": 60.0, **(limits or {})}
+        policy = Policy((str(self.folder), str(source.parent)), **patience)  # type: ignore[arg-type]
         return job.transcode(read(spec), Attempt("test"), self.machine, policy, self.events.append, Yes())
 
     def one(self, source: Path, **output: Any) -> Seen:
@@ -198,11 +201,12 @@ def test_every_rate_control_works_for_every_codec(site: Site, make_clip: MakeCli
         assert 75_000 < bitrate < 260_000
 
 
-@pytest.mark.parametrize("speed", ["fast", "balanced", "quality"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_every_speed_works_for_every_codec(site: Site, make_clip: MakeClip, codec: str, speed: str) -> None:
+def test_every_speed_works_for_every_codec(site: Site, make_clip: MakeClip, codec: str) -> None:
     clip = make_clip("testsrc2=s=64x64:r=25:d=0.2", audio=False)
-    assert len(site.one(clip, container="mkv", video={"codec": codec, "speed": speed}).times()) == 5
+    for speed in ("fast", "balanced", "quality"):  # a job each: SVT-AV1 1.4 hangs with several presets in one process
+        made = site.run(clip, {"container": "mkv", "video": {"codec": codec, "speed": speed}}, overwrite=True)
+        assert made.outputs[0].frames == 5
 
 
 # Time
@@ -412,7 +416,7 @@ WAVES = "color=s=160x120:r=50:d=1,geq=lum='128+100*sin((X-8*N)/12)':cb=128:cr=12
 COMB = f"{WAVES},tinterlace=mode=interleave_top,setfield=tff"
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", ["h264", "av1"])
 def test_an_interlaced_picture_is_deinterlaced_frame_for_frame(site: Site, make_clip: MakeClip, codec: str) -> None:
     clip = make_clip(COMB, extra=("-flags", "+ilme+ildct"), audio=False)
     assert Seen(clip).video["field_order"] in ("tt", "tb")
@@ -469,8 +473,10 @@ def test_rgb_becomes_video_range_with_the_right_colours(
     assert made.mean() == pytest.approx(video_range(*colour), abs=2.5)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("tags", [("bt709",) * 3, None], ids=["bt709", "untagged"])
+BT709 = ("bt709",) * 3
+
+
+@pytest.mark.parametrize(("codec", "tags"), [*((codec, BT709) for codec in CODECS), ("h264", None)], ids=str)
 def test_full_range_becomes_video_range_with_the_same_colours(
     site: Site, make_clip: MakeClip, codec: str, tags: tuple[str, str, str] | None
 ) -> None:
@@ -551,10 +557,32 @@ def test_hlg_is_kept(site: Site, hlg: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("video", [{"codec": "h264"}, {"codec": "hevc", "depth": 8}], ids=["h264", "8 bits"])
-def test_hdr_that_would_be_washed_out_is_refused(site: Site, hdr10: Path, video: dict[str, Any]) -> None:
+def test_hdr_that_would_be_washed_out_is_refused_where_it_shall_be_kept(
+    site: Site, hdr10: Path, video: dict[str, Any]
+) -> None:
     with pytest.raises(InputRefused, match="HDR"):
-        site.one(hdr10, video=video)
+        site.one(hdr10, video={**video, "hdr": "keep"})
     assert list(site.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+@pytest.mark.parametrize("kind", ["hdr10", "hlg"])
+def test_hdr_becomes_sdr_that_says_so_and_keeps_its_brightness(
+    site: Site, request: pytest.FixtureRequest, kind: str, codec: str
+) -> None:
+    clip = request.getfixturevalue(kind)
+    made = site.one(clip, video={"codec": codec, "hdr": "sdr", "depth": 8})
+    tags = [made.video[name] for name in ("color_primaries", "color_transfer", "color_space", "color_range")]
+    assert tags == ["bt709", "bt709", "bt709", "tv"]
+    assert "Mastering display metadata" not in made.sides()
+    assert 40 < made.mean()[0] < 215
+
+
+def test_edges_are_cut_off(site: Site, make_clip: MakeClip) -> None:
+    halves = "color=black:s=64x64:r=25:d=1,drawbox=x=32:y=0:w=32:h=64:color=white:t=fill"
+    made = site.one(make_clip(halves, audio=False), video={"crop": {"left": 40, "top": 16}})
+    assert made.size == (24, 48)
+    assert made.mean()[0] > 200
 
 
 def dolby_vision(clip: Path, profile: int, to: Path) -> Path:
@@ -643,6 +671,12 @@ def test_a_ladder_is_one_decode(site: Site, make_clip: MakeClip) -> None:
     assert planned.commands[-1].argv().count("-i") == 1
 
 
+def test_the_outputs_of_one_job_may_be_many(site: Site, make_clip: MakeClip) -> None:
+    outputs = [{"name": f"o{number}", "video": {"height": 16, "gop": 0.2}} for number in range(32)]
+    result = site.run(make_clip(SPRINGY), *outputs, verify="sampled")
+    assert [output.frames for output in result.outputs] == [75] * 32
+
+
 def test_rungs_above_the_source_are_left_out_and_said(site: Site, make_clip: MakeClip) -> None:
     result = site.run(make_clip(SMALL), *rungs("h264", 1080, 90, 60, upscale="skip"))
     assert [output.name for output in result.outputs] == ["90p", "60p"]
@@ -693,14 +727,18 @@ LAYOUTS = ["mono", "stereo", "2.1", "3.0", "4.0", "quad", "5.0", "5.0(side)", "5
 
 
 @pytest.mark.parametrize("codec", ["aac", "opus"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_can_be_encoded(site: Site, make_clip: MakeClip, layout: str, codec: str) -> None:
-    clip = heard(layout, make_clip, "pcm_s16le")
-    (before,) = Seen(clip).streams("audio")
+def test_every_layout_can_be_encoded(site: Site, make_clip: MakeClip, codec: str) -> None:
+    clip = site.file("layouts.mkv")
+    tones = [f"sine=r=48000:d=1,aformat=channel_layouts={layout}" for layout in LAYOUTS]
+    inputs = [word for tone in tones for word in ("-f", "lavfi", "-i", tone)]
+    maps = [word for number in range(1 + len(tones)) for word in ("-map", number)]
+    ffmpeg("-i", make_clip(SMALL, audio=False), *inputs, *maps, "-c:v", "copy", "-c:a", "pcm_s16le", clip)
     made = site.one(clip, container="mkv", audio={"codec": codec})
-    (now,) = made.streams("audio")
-    assert (now["codec_name"], now["channels"]) == (codec, before["channels"])
-    assert made.end("a:0") == pytest.approx(1.0, abs=0.06)
+    before, now = Seen(clip).streams("audio"), made.streams("audio")
+    assert [stream["codec_name"] for stream in now] == [codec] * len(LAYOUTS)
+    assert [stream["channels"] for stream in now] == [stream["channels"] for stream in before]
+    for number in range(len(LAYOUTS)):
+        assert made.end(f"a:{number}") == pytest.approx(1.0, abs=0.06)
 
 
 @pytest.mark.parametrize("codec", ["aac", "opus"])

@@ -18,11 +18,13 @@ from transcoder.errors import (
     BrokerUnavailable,
     JobCancelled,
     JobUnknown,
+    NoRoute,
     TargetExists,
     TokenConflict,
     TransitionRefused,
 )
-from transcoder.ledger import FINISHED, TRANSITIONS, Claimed, Ledger, Newer, Report, safe, targets_of
+from transcoder.ledger import FINISHED, TRANSITIONS, Claimed, Hop, Ledger, Newer, Report, Told, safe, targets_of
+from transcoder.placement import queue_name
 from transcoder.spec import SCHEMA, JobSpec, Output, Video
 
 pytestmark = pytest.mark.slow
@@ -102,31 +104,31 @@ def test_a_claim_whose_answer_was_lost_gives_the_same_job_again(ledger: Ledger) 
 
 def test_a_newer_schema_is_left_as_it_is(ledger: Ledger) -> None:
     submit(ledger, "a", asked(priority=7).model_copy(update={"schema_version": SCHEMA + 1}))
-    assert ledger.claim("a", "me", SCHEMA) == Newer(SCHEMA + 1, 7)
+    assert ledger.claim("a", "me", SCHEMA) == Newer(SCHEMA + 1, queue_name("hw.h264", SCHEMA + 1))
     assert state(ledger, "a") == "queued"
 
 
 def test_a_post_moves_a_waiting_job_to_another_queue(ledger: Ledger, plain: redis_py.Redis) -> None:
     submit(ledger, "a")
-    ledger.post("a", queue.message("a", 5, SCHEMA + 1), "newer")
-    assert {name: figures.depth for name, figures in ledger.figures().queues.items()} == {
-        queue.queue_name(SCHEMA): 0,
-        queue.queue_name(SCHEMA + 1): 1,
-    }
+    ledger.post("a", queue_name("hw.av1"), "so")
+    depths = {name: figures.depth for name, figures in ledger.figures().queues.items()}
+    assert depths == {queue_name("hw.h264"): 0, queue_name("hw.av1"): 1}
     assert messages(plain) == 2
+    moved = json.loads(str(plain.rpop(queue.message("", 5, queue_name("hw.av1")).list_key)))
+    assert moved["properties"]["delivery_info"]["routing_key"] == queue_name("hw.av1")
 
 
 def test_a_job_handed_back_waits_again_and_the_old_holder_is_refused(ledger: Ledger, plain: redis_py.Redis) -> None:
     submit(ledger, "a")
     first = claim(ledger, "a")
-    ledger.hand_back("a", first.fence, queue.message("a", 5), "the worker ends")
+    ledger.hand_back("a", first.fence, "the worker ends")
     assert state(ledger, "a") == "queued"
     assert messages(plain) == 2
     second = claim(ledger, "a", "another")
     assert second.fence == first.fence + 1
     late: list[Callable[[], None]] = [
         lambda: ledger.finish(Report("a", first.fence), "published", result={}),
-        lambda: ledger.hand_back("a", first.fence, queue.message("a", 5), "late"),
+        lambda: ledger.hand_back("a", first.fence, "late"),
         lambda: ledger.still_ours("a", first.fence),
         lambda: ledger.take_targets("a", first.fence, ["/media/x.mp4"]),
     ]
@@ -187,7 +189,7 @@ def test_a_finished_job_is_final(ledger: Ledger, end: str) -> None:
     with pytest.raises(TransitionRefused, match=f"job a is {end}"):
         ledger.cancel("a")
     with pytest.raises(TransitionRefused):
-        ledger.post("a", queue.message("a", 5), "again")
+        ledger.post("a", queue_name("software"), "again")
     assert ledger.claim("a", "me", SCHEMA) is None
 
 
@@ -272,8 +274,8 @@ def test_jobs_are_listed_newest_first_and_by_state(ledger: Ledger) -> None:
     assert [record.job_id for record in ledger.jobs(limit=1)] == ["c"]
     assert [record.job_id for record in ledger.jobs("queued")] == ["c", "a"]
     figures = ledger.figures()
-    assert (figures.running, figures.queues[queue.queue_name()].depth) == (1, 2)
-    assert 0 < figures.queues[queue.queue_name()].oldest < 5
+    assert (figures.running, figures.queues[queue_name("hw.h264")].depth) == (1, 2)
+    assert 0 < figures.queues[queue_name("hw.h264")].oldest < 5
 
 
 def test_a_full_redis_is_named_as_such(ledger: Ledger, plain: redis_py.Redis) -> None:
@@ -306,6 +308,166 @@ def test_a_restarted_redis_is_found_again(tmp_path: Path) -> None:
         assert state(ledger, "a") == "queued"
 
 
+HW, HEVC10, SOFTWARE = (queue_name(name) for name in ("hw.h264", "hw.hevc10", "software"))
+
+
+def live(ledger: Ledger, owner: str, *queues: str) -> None:
+    ledger.beat(owner, [], Told(name=owner, queues=queues))
+
+
+def silence(plain: redis_py.Redis, owner: str, seconds: float = 60) -> None:
+    """As if nothing had been heard of the worker for so long."""
+    for key in ["transcoder:workers", *plain.keys("transcoder:serving:*")]:
+        plain.zadd(str(key), {owner: time.time() - seconds}, xx=True)
+    for name in plain.hkeys("transcoder:served"):
+        plain.hset("transcoder:served", str(name), str(time.time() - seconds))
+
+
+def waits_in(ledger: Ledger, job_id: str) -> str:
+    return ledger.record(job_id).fields["queue"]
+
+
+def hard(job_id: str, policy: str = "prefer", **fields: Any) -> JobSpec:
+    return asked(f"/media/{job_id}.mp4", acceleration={"policy": policy}, **fields)
+
+
+def test_a_job_that_prefers_hardware_goes_where_somebody_is(ledger: Ledger, plain: redis_py.Redis) -> None:
+    submit(ledger, "nobody", hard("nobody"))
+    live(ledger, "cpu", SOFTWARE)
+    submit(ledger, "cpu", hard("cpu"))
+    live(ledger, "gpu", HW)
+    submit(ledger, "gpu", hard("gpu"))
+    submit(ledger, "never", hard("never", "never"))
+    where = {job_id: waits_in(ledger, job_id) for job_id in ("nobody", "cpu", "gpu", "never")}
+    assert where == {"nobody": HW, "cpu": SOFTWARE, "gpu": HW, "never": SOFTWARE}
+    assert plain.llen(queue.message("", 5, SOFTWARE).list_key) == 2
+    silence(plain, "gpu", 10.5)
+    submit(ledger, "late", hard("late"))
+    assert waits_in(ledger, "late") == SOFTWARE
+
+
+def test_what_is_required_waits_for_it_or_is_refused_and_leaves_nothing(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "cpu", SOFTWARE)
+    with pytest.raises(NoRoute, match=r"no live worker serves hw\.h264"):
+        submit(ledger, "a", hard("a", "require", token="mine"))
+    assert ledger.jobs() == []
+    assert messages(plain) == 0
+    live(ledger, "gpu", HW)
+    submit(ledger, "a", hard("a", "require", token="mine"))
+    ledger.leave("gpu")
+    ledger.tend(0)
+    assert waits_in(ledger, "a") == HW, "it was accepted, so it waits"
+    assert submit(ledger, "b", hard("a", "require", token="mine")) == "a", "and its token still names it"
+
+
+def test_jobs_that_waited_long_enough_go_to_software_where_that_is_served(ledger: Ledger) -> None:
+    live(ledger, "gpu", HW)
+    submit(ledger, "first", hard("first", "require"))
+    submit(ledger, "a", hard("a"))
+    assert ledger.tend(0) == [], "nobody serves software"
+    live(ledger, "cpu", SOFTWARE)
+    assert ledger.tend(30) == []
+    assert ledger.record("a").hop == pytest.approx(30, abs=2)
+    assert ledger.tend(0) == [Hop("a", HW, "waited")]
+    assert ledger.tend(0) == []
+    assert (waits_in(ledger, "a"), waits_in(ledger, "first")) == (SOFTWARE, HW)
+    assert ledger.record("a").history[-1].detail == "goes to software: no free place on hardware"
+    assert ledger.figures().queues[HW].depth == ledger.figures().queues[SOFTWARE].depth == 1
+    # the old message is still there: who takes it takes the job, and the other comes too late
+    assert claim(ledger, "a", "gpu").fence == 1
+    assert ledger.claim("a", "cpu", SCHEMA) is None
+
+
+def test_a_queue_that_nobody_serves_is_left_after_a_moment(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "gpu", HW)
+    live(ledger, "cpu", SOFTWARE)
+    submit(ledger, "a", hard("a"))
+    ledger.leave("gpu")
+    assert ledger.tend(60) == [], "it may be restarting"
+    for key in ("transcoder:waiting:", "transcoder:prefer:"):
+        plain.zadd(f"{key}{HW}", {"a": time.time() - 6})
+    assert ledger.tend(60) == []
+    plain.hset("transcoder:served", HW, str(time.time() - 6))
+    assert ledger.tend(60) == [Hop("a", HW, "unserved")]
+
+
+def test_many_jobs_hop_a_bounded_number_at_a_time(ledger: Ledger) -> None:
+    live(ledger, "gpu", HW)
+    for number in range(60):
+        submit(ledger, str(number), hard(str(number)))
+    live(ledger, "cpu", SOFTWARE)
+    assert [len(ledger.tend(0)) for _ in range(3)] == [50, 10, 0]
+
+
+def test_a_job_is_handed_on_to_another_worker_and_never_comes_back(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "one", HW)
+    live(ledger, "two", HW)
+    submit(ledger, "a", hard("a", "require", priority=5))
+    submit(ledger, "later", hard("later", "require"))
+    assert ledger.hand_on("a", claim(ledger, "a", "one").fence, [HEVC10, HW], "its device failed") == HW
+    record = ledger.record("a")
+    assert (record.fields["state"], record.history[-1].detail) == ("queued", "its device failed")
+    next_one = json.loads(str(plain.lindex(queue.message("", 5, HW).list_key, -1)))
+    assert next_one["headers"]["id"].startswith("a."), "it has waited before, so it comes before the others"
+    while plain.rpop(queue.message("", 5, HW).list_key):
+        pass
+
+    assert ledger.claim("a", "one", SCHEMA) is None
+    assert messages(plain) == 0
+    plain.zadd("transcoder:aside", {"a": time.time() - 1})
+    ledger.tend(60)
+    assert messages(plain) == 1, "what its own worker took by mistake is offered again"
+    held = claim(ledger, "a", "two")
+    left = ledger.hand_on("a", held.fence, [HEVC10, HW], "nor here")
+    assert isinstance(left, list)
+    assert {told.name for told in left} == {"one", "two"}, "nobody is left, and nothing changed"
+    ledger.still_ours("a", held.fence)
+    ledger.finish(Report("a", held.fence), "failed", error={})
+
+
+def test_a_job_is_handed_on_to_live_workers_only(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "one", HW)
+    live(ledger, "two", HW)
+    live(ledger, "cpu", SOFTWARE)
+    submit(ledger, "a", hard("a"))
+    silence(plain, "two")
+    assert ledger.hand_on("a", claim(ledger, "a", "one").fence, [HW, SOFTWARE], "so") == SOFTWARE
+    assert ledger.tend(0) == [], "it is in software already"
+
+
+def test_a_worker_that_leaves_a_queue_is_no_longer_counted_there(ledger: Ledger) -> None:
+    submit(ledger, "a", hard("a"))
+    live(ledger, "gpu", HW, SOFTWARE)
+    assert (ledger.record("a").serving, ledger.record("a").workers) == (1, 1)
+    live(ledger, "gpu", SOFTWARE)
+    assert (ledger.record("a").serving, ledger.record("a").workers) == (0, 1)
+    live(ledger, "gpu", HW)
+    ledger.leave("gpu")
+    assert (ledger.record("a").serving, ledger.record("a").workers) == (0, 0)
+
+
+def test_words_of_a_newer_worker_that_are_not_known_here_are_passed_over(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "gpu", HW)
+    told = json.loads(str(plain.hget("transcoder:worker:gpu", "told")))
+    plain.hset("transcoder:worker:gpu", "told", json.dumps(told | {"mood": "good"}))
+    assert ledger.workers()[0].told == Told(name="gpu", queues=(HW,))
+
+
+def test_nothing_is_kept_of_a_finished_job_but_its_record(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "one", HW)
+    live(ledger, "two", HW)
+    submit(ledger, "a", hard("a"))
+    ledger.hand_on("a", claim(ledger, "a", "one").fence, [HW], "so")
+    ledger.claim("a", "one", SCHEMA)
+    ledger.finish(Report("a", claim(ledger, "a", "two").fence), "published", result={})
+    assert not plain.exists("transcoder:message:a", f"transcoder:prefer:{HW}", f"transcoder:waiting:{HW}")
+    assert plain.zcard("transcoder:aside") == 0
+    assert "tried" not in ledger.record("a").fields
+
+
+OWNERS = st.sampled_from(["one", "two", "three"])
+
+
 class Lives(RuleBasedStateMachine):
     """Any order of changes: the ledger allows exactly what the table of transitions and the fencing number allow."""
 
@@ -320,6 +482,9 @@ class Lives(RuleBasedStateMachine):
         self.states: dict[str, str] = {}
         self.attempts: dict[str, int] = {}
         self.targets: dict[str, str] = {}
+        self.owners: dict[str, str] = {}
+        self.tried: dict[str, set[str]] = {}
+        self.serving: dict[str, tuple[str, ...]] = {}
 
     def move(self, job_id: str, to: str, allowed: bool, change: Any) -> None:
         if allowed and to in TRANSITIONS[self.states[job_id]]:
@@ -342,23 +507,53 @@ class Lives(RuleBasedStateMachine):
             return next(one for one, at in self.targets.items() if at == target)
         submit(self.ledger, job_id, asked(target))
         self.states[job_id], self.attempts[job_id], self.targets[job_id] = "queued", 0, target
+        self.tried[job_id] = set()
         return job_id
 
-    @rule(target=fences, job_id=jobs)
-    def claim(self, job_id: str) -> tuple[str, int]:
-        claimed = self.ledger.claim(job_id, "me", SCHEMA)
-        assert (claimed is not None) == (self.states[job_id] == "queued")
+    @rule(owner=OWNERS, queues=st.sets(st.sampled_from([HW, SOFTWARE])))
+    def serve(self, owner: str, queues: set[str]) -> None:
+        live(self.ledger, owner, *queues)
+        self.serving[owner] = tuple(queues)
+
+    @rule()
+    def tend(self) -> None:
+        served = {name for names in self.serving.values() for name in names}
+        waiting = {one for one, now in self.states.items() if now == "queued" and waits_in(self.ledger, one) == HW}
+        hopped = {hop.job_id for hop in self.ledger.tend(0)}
+        assert hopped == (waiting if SOFTWARE in served else set())
+
+    @rule(held=fences, queues=st.permutations([HW, SOFTWARE]))
+    def hand_on(self, held: tuple[str, int], queues: list[str]) -> None:
+        job_id, fence = held
+        if not self.holds(*held):
+            with pytest.raises(TransitionRefused):
+                self.ledger.hand_on(job_id, fence, queues, "why")
+            return
+        self.tried[job_id].add(self.owners[job_id])
+        others = [names for owner, names in self.serving.items() if owner not in self.tried[job_id]]
+        expected = next((name for name in queues if any(name in names for names in others)), None)
+        answer = self.ledger.hand_on(job_id, fence, queues, "why")
+        assert (answer if isinstance(answer, str) else None) == expected
+        if expected:
+            self.states[job_id] = "queued"
+            assert waits_in(self.ledger, job_id) == expected
+
+    @rule(target=fences, job_id=jobs, owner=OWNERS)
+    def claim(self, job_id: str, owner: str) -> tuple[str, int]:
+        claimed = self.ledger.claim(job_id, owner, SCHEMA)
+        free = self.states[job_id] == "queued" and owner not in self.tried[job_id]
+        assert (claimed is not None) == free, "no worker gets back what it handed on"
         if isinstance(claimed, Claimed):
             self.states[job_id] = "running"
             self.attempts[job_id] += 1
+            self.owners[job_id] = owner
             assert claimed.fence == self.attempts[job_id]
         return job_id, self.attempts[job_id]
 
     @rule(held=fences)
     def hand_back(self, held: tuple[str, int]) -> None:
         job_id, fence = held
-        message = queue.message(job_id, 5)
-        self.move(job_id, "queued", self.holds(*held), lambda: self.ledger.hand_back(job_id, fence, message, "why"))
+        self.move(job_id, "queued", self.holds(*held), lambda: self.ledger.hand_back(job_id, fence, "why"))
 
     @rule(held=consumes(fences), end=st.sampled_from(sorted(FINISHED)))
     def finish(self, held: tuple[str, int], end: str) -> None:
@@ -377,7 +572,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(held=fences)
     def beat(self, held: tuple[str, int]) -> None:
-        [verdict] = self.ledger.beat("me", [Report(*held)])
+        [verdict] = self.ledger.beat("another", [Report(*held)])
         assert (verdict == "lost") == (not self.holds(*held))
 
     @invariant()

@@ -17,6 +17,7 @@ from transcoder.events import (
     Event,
     Failed,
     FellBack,
+    HandedOn,
     OutputFacts,
     Planned,
     Probing,
@@ -29,6 +30,7 @@ from transcoder.events import (
 from transcoder.faults import FaultClass
 from transcoder.media import Media
 from transcoder.progress import Progress
+from transcoder.usage import Usage
 
 ROUTE = Route("vaapi", "vaapi", "/dev/dri/renderD128")
 OUTPUT = OutputFacts("main", "/media/b.mp4", "mp4", 1000, "00", 4.0, 100, "h264", 1280, 720, 8, ("aac",), ())
@@ -42,6 +44,7 @@ EVERY: tuple[Event, ...] = (
     Publishing(ROUTE),
     Published(ROUTE, (OUTPUT,), "/media/b.json", Timings(total=2.0)),
     Failed(InputMissing("/media/a.mp4 is not there", "Look.")),
+    HandedOn("software", "the device failed"),
 )
 
 
@@ -79,6 +82,7 @@ def test_every_event_is_one_line_of_json_with_the_job(stream: io.StringIO) -> No
         "publishing",
         "published",
         "failed",
+        "handed_on",
     ]
     assert {line["job"] for line in found} == {"ab12"}
     assert list(found[0])[:4] == ["time", "level", "event", "job"]
@@ -149,6 +153,19 @@ def test_lines_of_celery_and_warnings_go_the_same_way(stream: io.StringIO) -> No
     assert (first["event"], first["message"]) == ("celery.worker", "lost 1")
     assert "job" not in first
     assert second["event"] == "py.warnings"
+
+
+def test_what_the_gpu_did_is_told(stream: io.StringIO) -> None:
+    log.configure("json", "info", stream)
+    used = Usage((("video", 1.5), ("video-enhance", 0.25)), 1000)
+    log.listener("ab12")(Published(ROUTE, (OUTPUT,), "/media/b.json", Timings(total=2.0), gpu=used))
+    log.listener("ab12")(EVERY[7])
+    with_gpu, without = lines(stream)
+    assert with_gpu["message"] == "published /media/b.mp4 by vaapi in 2.0 s, 1.8 s of GPU engines"
+    assert with_gpu["gpu"]["engines"] == {"video": 1.5, "video-enhance": 0.25}
+    assert with_gpu["on_gpu"] is True
+    assert without["message"] == "published /media/b.mp4 by vaapi in 2.0 s"
+    assert (without["gpu"], without["on_gpu"]) == (None, None)
 
 
 def test_a_path_that_is_no_unicode_is_still_one_line(stream: io.StringIO) -> None:

@@ -18,6 +18,7 @@ from transcoder.media import AudioStream
 from transcoder.probe import Fingerprint
 from transcoder.promise import Facts, Track
 from transcoder.spec import JobSpec, read
+from transcoder.usage import Usage
 
 FINGERPRINT = Fingerprint(size=1_000_000, modified_ns=1_700_000_000_123_456_789, inode=42, ends_sha256="ab" * 32)
 ARGV = ("ffmpeg", "-i", "file:/in/clip.mov", "file:/out/made.mp4")
@@ -46,6 +47,7 @@ RESULT = Published(
     timings=Timings(0.1, 5.0, 1.5, 1.25, 0.01, 6.7),
     tried=(Tried("qsv", "config", "Device creation failed", 0.5),),
     warnings=("the cover picture: outputs hold audio, video and subtitles", "é 🎬"),
+    gpu=Usage((("video", 1.25), ("video-enhance", 0.5)), 64 << 20),
 )
 
 
@@ -72,6 +74,21 @@ def test_a_result_says_what_it_is_worth() -> None:
     assert result["verified"] is True
     assert (result["route"], result["api"]) == ("vaapi renderD128", "vaapi")
     assert (result["fps"], result["speed"]) == (50.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "on_gpu"), [(Usage((("video", 0.001),), 9), True), (Usage((), 9), False), (None, None)]
+)
+def test_a_result_says_whether_the_gpu_really_did_it(gpu: Usage | None, on_gpu: bool | None) -> None:
+    result = composed(spec(), replace(RESULT, gpu=gpu))["result"]
+    assert result["on_gpu"] is on_gpu
+    assert result["gpu"] == (gpu.as_record() if gpu else None)
+
+
+def test_a_manifest_of_before_gpus_were_counted_is_read() -> None:
+    manifest = composed(spec())
+    del manifest["result"]["gpu"], manifest["result"]["on_gpu"]
+    assert published(manifest) == replace(RESULT, gpu=None)
 
 
 def test_a_result_reads_back_equal() -> None:
@@ -126,6 +143,8 @@ results = st.builds(
     timings=st.builds(Timings, seconds, seconds, seconds, seconds, seconds, seconds),
     tried=st.lists(st.builds(Tried, words, words, words, seconds), max_size=3).map(tuple),
     warnings=st.lists(words, max_size=3).map(tuple),
+    gpu=st.none()
+    | st.builds(Usage, st.dictionaries(words, seconds, max_size=3).map(lambda found: tuple(found.items())), counts),
 )
 
 

@@ -10,13 +10,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.services import LOOPBACK
-from transcoder import metrics
+from transcoder import metrics, usage
 from transcoder.command import Route
 from transcoder.errors import InputMissing, JobCancelled, NoRouteWorked, SettingsError
-from transcoder.events import Failed, FellBack, OutputFacts, Probing, Published, Started, Timings
+from transcoder.events import Failed, FellBack, HandedOn, OutputFacts, Probing, Published, Started, Timings
 from transcoder.faults import FaultClass
 from transcoder.ledger import QueueFigures
 from transcoder.metrics import Endpoint, Metrics, Waiting
+from transcoder.slots import Usage
 from transcoder.spec import JobSpec
 
 SPEC = JobSpec(source="/media/a.mp4", target="/media/b.mp4")
@@ -29,12 +30,19 @@ def output(name: str = "main") -> OutputFacts:
 
 
 def published(route: Route) -> Published:
-    return Published(route, (output(), output("small")), "/media/b.json", Timings(encode=2.0))
+    gpu = usage.Usage((("video", 1.5), ("video-enhance", 0.25)), 50_000_000) if route.device else None
+    return Published(route, (output(), output("small")), "/media/b.json", Timings(encode=2.0), gpu=gpu)
 
 
 @pytest.fixture
 def worker() -> Metrics:
-    return Metrics("0.1.0", "7.1.2", lambda: {"cpu": QueueFigures(3, 12.5)})
+    return Metrics(
+        "0.1.0",
+        "7.1.2",
+        lambda: {"software": QueueFigures(3, 12.5)},
+        lambda: {"cpu": Usage(62e6, 124e6, 2)},
+        lambda: {("0000:00:02.0", "h264"): True, ("0000:00:02.0", "hevc"): False},
+    )
 
 
 def value(worker: Metrics, name: str, **labels: str) -> float | None:
@@ -56,6 +64,16 @@ def test_a_published_job_counts_its_frames_seconds_and_bytes_by_route_and_codec(
     assert value(worker, "transcoder_active_jobs") == 0
     ended = {"result": "published", "device": "/dev/dri/renderD128", "fault": "none"}
     assert value(worker, "transcoder_jobs_total", **labels, **ended) == 1
+
+
+def test_what_a_gpus_engines_did_is_counted_by_device_and_engine(worker: Metrics) -> None:
+    for route in (VAAPI, SOFTWARE, VAAPI):
+        worker.listener(SPEC)(published(route))
+    device = "/dev/dri/renderD128"
+    assert value(worker, "transcoder_gpu_engine_seconds_total", device=device, engine="video") == 3
+    assert value(worker, "transcoder_gpu_engine_seconds_total", device=device, engine="video-enhance") == 0.5
+    assert value(worker, "transcoder_gpu_memory_bytes_sum", device=device) == 100_000_000
+    assert value(worker, "transcoder_gpu_memory_bytes_count", device=device) == 2
 
 
 def test_a_fallback_names_the_route_that_failed_the_one_taken_and_the_reason(worker: Metrics) -> None:
@@ -104,6 +122,25 @@ def test_a_second_end_of_one_job_does_not_count(worker: Metrics) -> None:
     assert value(worker, "transcoder_job_seconds_count", result="failed") == 1
 
 
+def test_a_job_that_was_handed_on_counts_as_such_and_not_as_failed(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    for event in (Started(VAAPI), FellBack(VAAPI, FaultClass.HARDWARE, "no", 0.1), HandedOn("software", "why")):
+        emit(event)
+    away = {"from": "vaapi", "to": "another worker", "reason": "hardware"}
+    assert value(worker, "transcoder_fallbacks_total", **away) == 1
+    assert value(worker, "transcoder_job_seconds_count", result="handed on") == 1
+    assert value(worker, "transcoder_job_seconds_count", result="failed") is None
+    assert value(worker, "transcoder_active_jobs") == 0
+
+
+def test_the_use_of_devices_and_what_is_left_alone_are_asked_at_every_scrape(worker: Metrics) -> None:
+    assert value(worker, "transcoder_slot_used_pixels_per_second", device="cpu") == 62e6
+    assert value(worker, "transcoder_slot_budget_pixels_per_second", device="cpu") == 124e6
+    assert value(worker, "transcoder_slot_waiting_jobs", device="cpu") == 2
+    assert value(worker, "transcoder_breaker_open", device="0000:00:02.0", codec="h264") == 1
+    assert value(worker, "transcoder_breaker_open", device="0000:00:02.0", codec="hevc") == 0
+
+
 def exported(worker: Metrics) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Name, kind and labels of what is really scraped."""
     with opened(worker) as endpoint:
@@ -126,6 +163,9 @@ def test_every_metric_is_documented_and_every_documented_one_is_exported(worker:
         published(SOFTWARE),
     ):
         emit(event)
+    worker.listener(SPEC)(published(VAAPI))
+    worker.hopped("hw.h264", "waited")
+    worker.waited("cpu", 0.5)
     assert exported(worker) == {
         metric.name: (metric.kind, tuple(sorted(metric.labels))) for metric in metrics.documented()
     }

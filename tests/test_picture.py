@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.values import BT709, HDR10, HLG, LIGHT, MASTERING, PQ, VIDEO
 from transcoder.errors import InputRefused
 from transcoder.media import Colour, VideoStream
-from transcoder.picture import Picture, decide, smallest
+from transcoder.picture import Crop, Picture, decide, smallest
 from transcoder.spec import Video
 
 
@@ -210,9 +210,36 @@ def test_a_depth_that_is_left_out_is_the_sources_and_8_for_h264(
 
 @pytest.mark.parametrize("colour", [PQ, HLG], ids=["HDR10", "HLG"])
 @pytest.mark.parametrize(("codec", "depth"), [("h264", None), ("h264", 10), ("hevc", 8), ("vp9", 8), ("av1", 8)])
-def test_hdr_is_refused_where_it_would_be_washed_out(colour: Colour, codec: str, depth: int | None) -> None:
+def test_hdr_that_would_be_washed_out_becomes_sdr_unless_it_shall_be_kept(
+    colour: Colour, codec: str, depth: int | None
+) -> None:
+    picture = shown(replace(HDR10, colour=colour), codec=codec, depth=depth)
+    assert (picture.tonemap, picture.colour, picture.mastering, picture.light_level) == (colour, BT709, None, None)
     with pytest.raises(InputRefused, match="HDR"):
-        shown(replace(HDR10, colour=colour), codec=codec, depth=depth)
+        shown(replace(HDR10, colour=colour), codec=codec, depth=depth, hdr="keep")
+
+
+def test_hdr_becomes_sdr_with_ten_bits_where_that_is_asked() -> None:
+    picture = shown(HDR10, codec="hevc", hdr="sdr")
+    assert (picture.tonemap, picture.depth, picture.colour) == (PQ, 10, BT709)
+    assert shown(codec="hevc", hdr="sdr").tonemap is None
+
+
+def test_edges_are_cut_off_before_the_picture_is_fitted() -> None:
+    picture = shown(crop={"left": 240, "right": 240, "top": 0, "bottom": 0}, height=540)
+    assert picture.crop == Crop(240, 0, 1440, 1080)
+    assert (picture.width, picture.height, picture.scale) == (720, 540, True)
+    assert not shown(crop={"top": 100}).scale
+
+
+def test_edges_are_those_of_the_picture_as_it_is_shown() -> None:
+    turned = shown(replace(VIDEO, rotation=90), crop={"top": 100})
+    assert turned.crop == Crop(0, 100, 1080, 1820)
+
+
+def test_a_crop_that_leaves_nothing_is_refused() -> None:
+    with pytest.raises(InputRefused, match="the crop leaves nothing of the source's 1920x1080"):
+        shown(crop={"left": 960, "right": 960})
 
 
 @pytest.mark.parametrize("codec", ["hevc", "av1", "vp9"])

@@ -7,12 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.values import MACHINE, SOURCE, SRT, STEREO, VIDEO, planned, source
+from tests.values import GPU, MACHINE, SOURCE, SRT, STEREO, VIDEO, planned, source, with_gpu
 from transcoder import backends
 from transcoder.command import Command, Route, Work
 from transcoder.errors import FfmpegMissing, InputRefused, InputUnreadable, NoRoute, SpecError
+from transcoder.faults import FaultClass, Stage
 from transcoder.machine import Build, Machine, Trial
+from transcoder.plan import following
 
 LADDER = tuple({"name": f"{height}p", "video": {"height": height, "upscale": "skip"}} for height in (2160, 1080, 480))
 
@@ -85,7 +89,9 @@ def test_what_cannot_come_along_is_said() -> None:
 
 
 def test_required_acceleration_that_no_backend_offers_fails_with_the_reason() -> None:
-    with pytest.raises(NoRoute, match=r"required for h264 on /dev/dri/renderD128 .* \(accelerators here: none\)"):
+    with pytest.raises(
+        NoRoute, match="required for h264 and cannot be had: there is no device '/dev/dri/renderD128' here"
+    ):
         planned(SOURCE, acceleration={"policy": "require", "device": "/dev/dri/renderD128"})
 
 
@@ -148,3 +154,79 @@ def test_every_command_says_why_it_is_there() -> None:
 def test_every_output_of_a_ladder_is_made_by_every_command() -> None:
     made = planned(replace(SOURCE, audio=(STEREO,)), *LADDER, machine=MACHINE)
     assert all(len(command.branches) == len(made.rungs) for command in made.commands)
+
+
+def test_an_api_that_is_none_is_refused() -> None:
+    with pytest.raises(SpecError, match="there is no API 'vappi'") as caught:
+        planned(SOURCE, acceleration={"apis": ["vaapi", "vappi"]})
+    assert caught.value.next_step == "There are vaapi, qsv."
+
+
+@pytest.mark.parametrize("name", [GPU.id, GPU.node])
+def test_a_device_is_asked_for_by_address_or_node(name: str) -> None:
+    made = planned(SOURCE, machine=with_gpu("vaapi"), acceleration={"policy": "require", "device": name}).commands
+    assert {one.route.device for one in made} == {GPU.id}
+    with pytest.raises(NoRoute, match="/dev/dri/renderD129"):
+        planned(
+            SOURCE,
+            machine=with_gpu("vaapi"),
+            acceleration={"policy": "require", "device": "/dev/dri/renderD129"},
+        )
+
+
+# After a fault
+
+GPU_ROUTES = planned(SOURCE, machine=with_gpu("vaapi")).commands
+WHOLE, ENCODE, CPU = GPU_ROUTES
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "again", "then"),
+    [
+        (FaultClass.CONFIG, None, 1, CPU),
+        (FaultClass.CONFIG, "device", 1, CPU),
+        (FaultClass.CAPABILITY, None, 1, ENCODE),
+        (FaultClass.CAPABILITY, "decode", 1, ENCODE),
+        (FaultClass.CAPABILITY, "filter", 1, ENCODE),
+        (FaultClass.CAPABILITY, "encode", 1, CPU),
+        (FaultClass.HARDWARE, None, 1, CPU),
+        (FaultClass.HARDWARE, "decode", 1, ENCODE),
+        (FaultClass.HARDWARE, "filter", 1, ENCODE),
+        (FaultClass.HARDWARE, "encode", 1, CPU),
+        (FaultClass.STALLED, None, 1, CPU),
+        (FaultClass.CRASHED, None, 1, CPU),
+        (FaultClass.MISMATCH, None, 1, CPU),
+        (FaultClass.INPUT, None, 1, CPU),
+        (FaultClass.TRANSIENT, None, 1, WHOLE),
+        (FaultClass.TRANSIENT, None, 2, CPU),
+        (FaultClass.OUTPUT, None, 1, None),
+    ],
+)
+def test_after_a_fault_comes_the_first_command_that_spares_what_failed(
+    kind: FaultClass, stage: Stage | None, again: int, then: Command | None
+) -> None:
+    assert following(GPU_ROUTES, WHOLE, kind, stage, again) is then
+
+
+@pytest.mark.parametrize("kind", FaultClass)
+def test_after_software_nothing_is_tried(kind: FaultClass) -> None:
+    after = following(GPU_ROUTES, CPU, kind, None, 1)
+    assert after is None or kind is FaultClass.UNKNOWN or (after is CPU and kind is FaultClass.TRANSIENT)
+
+
+@given(st.sampled_from(FaultClass), st.sampled_from([None, "device", "decode", "filter", "encode"]))
+def test_faults_lead_to_an_end(kind: FaultClass, stage: Stage | None) -> None:
+    command: Command | None = WHOLE
+    tries = 0
+    seen: list[Command] = []
+    while command:
+        seen.append(command)
+        command = following(GPU_ROUTES, command, kind, stage, seen.count(command))
+        tries += 1
+        assert tries < 10
+
+
+def test_decoding_can_be_kept_off_the_devices() -> None:
+    made = planned(SOURCE, machine=with_gpu("vaapi").decoding_in_software()).commands
+    assert [one.route.decode for one in made] == ["software"] * 3
+    assert made[0].route.name == "vaapi-upload"

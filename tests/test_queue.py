@@ -17,7 +17,7 @@ import redis as redis_py
 
 from tests import services
 from transcoder import queue
-from transcoder.spec import SCHEMA
+from transcoder.placement import QUEUES, queue_name
 
 VARYING = ("id", "root_id", "correlation_id", "reply_to", "origin", "delivery_tag")
 """What differs from message to message, or is for results, which there are none of."""
@@ -33,15 +33,20 @@ def run(job_id):
     begun(job_id)
     time.sleep(float(sys.argv[2]))
 
-sys.exit(queue.consume(sys.argv[1], run, name="naps", concurrency=2, ready=lambda: begun("ready")))
+def served():
+    return open(sys.argv[3]).read().split() if sys.argv[3:] else [queue.DEFAULT]
+
+ready = lambda: begun("ready")
+sys.exit(queue.consume(sys.argv[1], run, name="naps", concurrency=2, ready=ready, served=served))
 """
 
 
 @contextmanager
-def naps(url: str, seconds: float, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A real Celery worker with two places whose jobs sleep."""
+def naps(url: str, seconds: float, out: Path, *served: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real Celery worker with two places whose jobs sleep; it takes from the queues that the file `served` names."""
     with out.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-c", NAPS, url, str(seconds)], stdout=file, stderr=file)
+        words = [sys.executable, "-c", NAPS, url, str(seconds), *map(str, served)]
+        process = subprocess.Popen(words, stdout=file, stderr=file)
     try:
         until(lambda: "ready" in begun(out))
         yield process
@@ -61,8 +66,8 @@ def until(true: Any, within: float = 20) -> None:
         time.sleep(0.01)
 
 
-def send(url: str, job_id: str, priority: int = 5) -> None:
-    message = queue.message(job_id, priority)
+def send(url: str, job_id: str, priority: int = 5, to: str = queue.DEFAULT) -> None:
+    message = queue.message(job_id, priority, to)
     with redis_py.Redis.from_url(url) as client:
         client.lpush(message.list_key, message.text)
 
@@ -98,10 +103,9 @@ def test_nine_is_the_most_urgent_and_redis_counts_the_other_way() -> None:
     assert [queue.step(priority) for priority in (0, 5, 9)] == [9, 4, 0]
 
 
-def test_each_schema_has_a_queue_of_its_own() -> None:
-    newer = queue.message("a", 9, SCHEMA + 1)
-    assert newer.queue == newer.list_key == queue.queue_name(SCHEMA + 1)
-    assert queue.message("a", 9).list_key == queue.queue_name(SCHEMA) != newer.list_key
+def test_a_message_goes_to_its_queue_and_its_priority() -> None:
+    assert queue.message("a", 9, "some.queue").list_key == "some.queue"
+    assert queue.message("a", 5).list_key == f"{queue.DEFAULT}\x06\x164"
 
 
 def test_celery_keeps_no_results_and_takes_only_json() -> None:
@@ -145,9 +149,57 @@ def test_what_is_no_job_is_passed_over(redis: services.Redis, tmp_path: Path) ->
         strange = json.loads(queue.message("a", 5).text)
         strange["headers"]["task"] = "os.system"
         with redis_py.Redis.from_url(redis.url) as client:
-            client.lpush(queue.queue_name(), json.dumps(strange))
+            client.lpush(queue.DEFAULT, json.dumps(strange))
         send(redis.url, "good")
         until(lambda: "good" in begun(tmp_path / "out"))
+
+
+def test_queues_are_taken_up_and_left_while_the_worker_runs(redis: services.Redis, tmp_path: Path) -> None:
+    hardware, software = queue_name("hw.h264"), queue_name("software")
+    served, out = tmp_path / "served", tmp_path / "out"
+
+    def serve(*names: str) -> None:
+        (tmp_path / "draft").write_text(" ".join(names))
+        (tmp_path / "draft").rename(served)
+
+    serve()
+    with naps(redis.url, 0, out, served):
+        send(redis.url, "soft", to=software)
+        time.sleep(1.5)
+        assert begun(out) == ["ready"], "nothing is served yet"
+        serve(software)
+        until(lambda: "soft" in begun(out))
+        send(redis.url, "hard", to=hardware)
+        serve(hardware, software)
+        until(lambda: "hard" in begun(out))
+        serve(hardware)
+        time.sleep(1.5)
+        send(redis.url, "left", to=software)
+        send(redis.url, "hard2", to=hardware)
+        until(lambda: "hard2" in begun(out))
+        time.sleep(0.5)
+        assert "left" not in begun(out)
+
+
+def test_no_message_is_lost_when_its_queue_is_left_at_that_moment(redis: services.Redis, tmp_path: Path) -> None:
+    served, out = tmp_path / "served", tmp_path / "out"
+    served.write_text(queue.DEFAULT)
+    with naps(redis.url, 0, out, served):
+        time.sleep(0.1)
+        served.write_text("")  # the worker's last question to Redis stays open for a second
+        send(redis.url, "late")
+        until(lambda: "late" in begun(out))
+
+
+def test_hardware_comes_before_software_and_priority_before_both(redis: services.Redis, tmp_path: Path) -> None:
+    served, out = tmp_path / "served", tmp_path / "out"
+    served.write_text(" ".join(map(queue_name, QUEUES)))
+    for name, priority in (("software", 5), ("hw.h264", 5), ("hw.av1", 5), ("software", 6)):
+        send(redis.url, f"{name}/{priority}", priority, queue_name(name))
+    with naps(redis.url, 0.2, out, served):
+        until(lambda: len(begun(out)) == 5)
+    order = [job for job in begun(out) if job != "ready"]
+    assert (set(order[:2]), set(order[2:])) == ({"software/6", "hw.av1/5"}, {"hw.h264/5", "software/5"})
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

@@ -139,6 +139,11 @@ def test_the_policy_takes_every_setting_of_its_name() -> None:
         "TRANSCODER_MANIFEST_FOLDER": "/manifests",
         "TRANSCODER_UMASK": "002",
         "TRANSCODER_OWNER": "5:6",
+        "TRANSCODER_HARDWARE_DECODE": "no",
+        "TRANSCODER_TRIAL_LIMIT": "7",
+        "TRANSCODER_DRI": "/mine/dri",
+        "TRANSCODER_SYSFS": "/mine/sys",
+        "TRANSCODER_PROC": "/mine/proc",
     }
     found = settings.read(environment)
     policy = found.policy()

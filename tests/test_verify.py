@@ -17,15 +17,19 @@ from tests.conftest import MakeClip
 from tests.local import MACHINE, children, program
 from tests.values import SOURCE
 from transcoder import ffmpeg
+from transcoder.command import Route
 from transcoder.errors import JobCancelled
-from transcoder.faults import Fault, FaultClass
+from transcoder.faults import Fault, FaultClass, stage
+from transcoder.machine import SOFTWARE
 from transcoder.plan import Plan, plan
 from transcoder.policy import Policy
 from transcoder.probe import probe
 from transcoder.promise import Facts, Track
 from transcoder.spec import read
+from transcoder.usage import Usage
 from transcoder.verify import SAMPLED_GROUPS, Verified, look, verify, windows
 
+CPU = Route(SOFTWARE, SOFTWARE)
 POLICY = Policy(("/",))
 
 
@@ -86,7 +90,7 @@ class Run:
 
     def verified(self, path: Path | None = None, policy: Policy = POLICY) -> Verified:
         try:
-            return verify(self.plan, [str(path or self.path)], self.finished, policy, never)
+            return verify(self.plan, CPU, [str(path or self.path)], self.finished, policy, never)
         finally:
             assert children() == []
 
@@ -127,8 +131,8 @@ def made(path: Path, *words: object) -> Path:
     return path
 
 
-def damage(path: Path, at: float, size: int = 2000) -> Path:
-    """Flip the bytes at a part of the media data."""
+def damage(path: Path, at: float, size: int = 8000) -> Path:
+    """Flip the bytes at a part of the media data: enough of them to hit pictures, whatever lies there."""
     data = bytearray(path.read_bytes())
     begin = data.index(b"mdat") + 8
     # before a faststart file's media data lies its index; behind another's
@@ -273,6 +277,49 @@ def test_what_ffmpeg_complained_of_is_a_warning(good: Run) -> None:
     assert warning == "ffmpeg complained 2 times about the source, first: mmco: unref short failure"
 
 
+DECODER_FAILED = (
+    "[h264 @ 0x55] [error] Failed to end picture decode issue: 23 (internal decoding error).",
+    "[h264 @ 0x55] [error] hardware accelerator failed to decode picture",
+)
+
+
+@slow
+def test_a_device_that_failed_is_told_though_ffmpeg_ended_with_success(good: Run) -> None:
+    device = "0000:00:02.0"
+    found = replace(good, finished=replace(good.finished, stderr=DECODER_FAILED, device=device)).refused()
+    assert (found.kind, found.what) == (
+        FaultClass.HARDWARE,
+        "Failed to end picture decode issue: 23 (internal decoding error).",
+    )
+    assert stage(found) == "decode"
+
+
+@slow
+def test_words_that_would_tell_of_a_device_are_a_warning_in_software(good: Run) -> None:
+    (warning,) = replace(good, finished=replace(good.finished, stderr=DECODER_FAILED)).verified().warnings
+    assert warning.startswith("ffmpeg complained 2 times")
+
+
+@slow
+@pytest.mark.parametrize(
+    ("usage", "warned"),
+    [(Usage((), 1000), True), (Usage((("video", 0.1),), 1000), False), (None, False)],
+    ids=["stood still", "worked", "no counters"],
+)
+def test_engines_that_stood_still_on_a_hardware_route_are_a_warning(
+    good: Run, usage: Usage | None, warned: bool
+) -> None:
+    done = replace(good.finished, device="0000:00:02.0", usage=usage)
+    told = "the route uses 0000:00:02.0, and the counters of its engines stood still"
+    assert (told in replace(good, finished=done).verified().warnings) == warned
+
+
+@slow
+def test_a_source_that_was_not_delivered_to_its_end_is_told(good: Run) -> None:
+    said = ("[in#0/mov @ 0x55] [error] Error during demuxing: Input/output error",)
+    assert replace(good, finished=replace(good.finished, stderr=said)).refused().kind is FaultClass.BLOCKED
+
+
 @slow
 def test_a_copied_picture_that_is_damaged_passes_with_a_warning(make_clip: MakeClip, tmp_path: Path) -> None:
     clip = make_clip("testsrc2=s=320x180:r=25:d=2", audio=False)
@@ -285,7 +332,7 @@ def test_a_copied_picture_that_is_damaged_passes_with_a_warning(make_clip: MakeC
 @slow
 def test_a_cancelled_job_is_not_verified_to_the_end(good: Run) -> None:
     with pytest.raises(JobCancelled):
-        verify(good.plan, [str(good.path)], good.finished, POLICY, lambda: True)
+        verify(good.plan, CPU, [str(good.path)], good.finished, POLICY, lambda: True)
     assert children() == []
 
 
@@ -295,13 +342,13 @@ def test_every_output_is_verified(good: Run, spoilt: Path) -> None:
     source = str(good.plan.spec.source)
     spec = read({"source": source, "target": "/out/{name}.mp4", "outputs": outputs})
     both = replace(good, plan=plan(spec, good.plan.source, MACHINE))
-    passed = verify(both.plan, [str(good.path), str(spoilt)], good.finished, POLICY, never)
+    passed = verify(both.plan, CPU, [str(good.path), str(spoilt)], good.finished, POLICY, never)
     assert len(passed.facts) == 2
     for where in (0.02, 0.2, 0.4, 0.6, 0.8):
         damage(spoilt, where)
     for paths in ([good.path, spoilt], [spoilt, good.path]):
         with pytest.raises(Fault, match="does not decode"):
-            verify(both.plan, [str(path) for path in paths], good.finished, POLICY, never)
+            verify(both.plan, CPU, [str(path) for path in paths], good.finished, POLICY, never)
 
 
 # What is counted

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,21 @@ import redis as redis_py
 
 from tests import services
 from tests.conftest import MakeClip
-from transcoder import Client, JobSpec, Status, queue, worker
-from transcoder.errors import FfmpegMissing, InputMissing, JobCancelled, TransitionRefused
-from transcoder.events import Event, Probing
-from transcoder.ledger import Claimed, Ledger, Report
-from transcoder.machine import Build, Machine
+from transcoder import Client, JobSpec, Status, placement, queue, worker
+from transcoder.breaker import Rules
+from transcoder.command import Command, Route
+from transcoder.errors import InputMissing, JobCancelled, NoRoute, NoRouteWorked, TranscoderError, TransitionRefused
+from transcoder.events import Event, FellBack, Probing, Published, Timings
+from transcoder.faults import FaultClass
+from transcoder.ledger import Claimed, Ledger, Report, Told, connect
+from transcoder.machine import Ability, Build, Device, Machine
 from transcoder.metrics import Metrics
+from transcoder.placement import Serves, queue_name
 from transcoder.policy import Policy
+from transcoder.slots import Slots
 from transcoder.spec import SCHEMA
+from transcoder.station import Post, Station
+from transcoder.worker import Held
 
 pytestmark = pytest.mark.slow
 
@@ -176,15 +183,17 @@ def test_a_cancelled_job_stops_within_a_second_and_frees_its_place(site: Site, s
 
 def test_a_job_of_a_newer_schema_is_passed_on_and_left_alone(site: Site, short: Path) -> None:
     newer = site.spec(short).model_copy(update={"schema_version": SCHEMA + 1})
-    # sent to the queue of a schema that it has not
-    Ledger(site.redis.url).submit("aaaabbbbccccdddd", newer, queue.message("aaaabbbbccccdddd", 5, SCHEMA))
+    message = queue.message("aaaabbbbccccdddd", 5)
+    Ledger(site.redis.url).submit("aaaabbbbccccdddd", newer, message)
+    with redis_py.Redis.from_url(site.redis.url) as plain:  # and it comes to a worker that cannot read it
+        plain.lpush(message.list_key, message.text)
     assert site.end(site.submit(short)).state == "published"
     time.sleep(0.2)
     status = site.client.status("aaaabbbbccccdddd")
     assert (status.state, status.attempts) == ("queued", 0)
-    assert "queue transcode.schema2" in str(status.waiting_for)
+    assert "a worker that serves hw.h264 (schema 2)" in str(status.waiting_for)
     with redis_py.Redis.from_url(site.redis.url) as plain:
-        assert plain.llen(queue.message("", 5, SCHEMA + 1).list_key) == 1
+        assert plain.llen(queue.message("", 5, queue_name("hw.h264", SCHEMA + 1)).list_key) == 2
 
 
 def test_a_redis_that_is_killed_ends_neither_job_nor_worker(tmp_path: Path, make_clip: MakeClip, short: Path) -> None:
@@ -238,10 +247,10 @@ def test_a_worker_without_ffmpeg_ends_and_keeps_no_job(redis: services.Redis, sh
     assert "/no/ffmpeg is not to be found" in ended.stderr
     assert client.status(job_id).state == "queued"
     with redis_py.Redis.from_url(redis.url) as plain:
-        assert plain.llen(queue.message("", 5).list_key) == 1
+        assert plain.llen(queue.message("", 5, queue_name("hw.h264")).list_key) == 1
 
 
-def test_a_worker_that_learns_late_that_it_cannot_work_takes_no_job_twice(
+def test_a_worker_that_learns_late_that_it_cannot_work_takes_no_job(
     redis: services.Redis, short: Path, tmp_path: Path
 ) -> None:
     slow = tmp_path / "ffmpeg"
@@ -252,9 +261,15 @@ def test_a_worker_that_learns_late_that_it_cannot_work_takes_no_job_twice(
     ended = started_alone(redis, TRANSCODER_MEDIA_ROOTS="/", TRANSCODER_FFMPEG=str(slow))
     assert ended.returncode == 10, ended.stderr
     status = client.status(job_id)
-    assert (status.state, status.attempts) == ("queued", 1)
+    assert (status.state, status.attempts) == ("queued", 0)
     with redis_py.Redis.from_url(redis.url) as plain:
-        assert plain.llen(queue.message("", 5).list_key) == 1
+        assert plain.llen(queue.message("", 5, queue_name("hw.h264")).list_key) == 1
+
+
+def test_a_worker_for_hardware_where_there_is_none_ends_and_says_so(redis: services.Redis) -> None:
+    ended = started_alone(redis, TRANSCODER_MEDIA_ROOTS="/", TRANSCODER_SERVES="hardware", TRANSCODER_DEVICE="/dev/no")
+    assert ended.returncode == 12, ended.stderr
+    assert "no encoder was proved on the device /dev/no: there is no such device" in ended.stderr
 
 
 def test_a_worker_whose_port_is_taken_says_which(redis: services.Redis) -> None:
@@ -275,6 +290,9 @@ def test_a_worker_brings_nothing_of_the_command_line() -> None:
 # Parts of the worker, with a job of our own in the place of the real one
 
 
+NOTHING = Machine(Build("7.1", (7, 1), frozenset()), frozenset(), 1)
+
+
 @dataclass
 class Parts:
     """A worker's parts on a real ledger; nothing beats unless a test lets it."""
@@ -291,16 +309,33 @@ class Parts:
     def fields(self, job_id: str = "a") -> dict[str, str]:
         return dict(self.ledger.record(job_id).fields)
 
+    @classmethod
+    def on(cls, redis: services.Redis, machine: Machine = NOTHING, serves: Serves = "software") -> "Parts":
+        ledger = Ledger(redis.url)
+        heart = worker.Heart(ledger, "me")
+        equipped: Future[worker.Equipment] = Future()
+        station = Station(Post("me", None, serves, 1), Policy(("/media",)), Rules())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("transcoder.station.survey_devices", lambda *_: machine)
+            station.open(machine)
+            station.look_closer(machine, None)
+        share = worker.Share(Slots(connect(redis.url)), 1, 1)
+        equipped.set_result(worker.Equipment(station, share, Metrics("0", "7.1")))
+        return cls(ledger, heart, equipped, worker.Worker(ledger, heart, equipped, Policy(("/media",))))
+
+    def holds(self, job_id: str = "a") -> Held:
+        """A job that was submitted and claimed."""
+        self.submit(job_id)
+        claimed = self.ledger.claim(job_id, "me", SCHEMA)
+        assert isinstance(claimed, Claimed)
+        return Held(self.ledger, job_id, claimed, self.heart.wake, self.equipped.result())
+
 
 @pytest.fixture
 def parts(redis: services.Redis) -> Iterator[Parts]:
-    ledger = Ledger(redis.url)
-    heart = worker.Heart(ledger, "me")
-    equipped: Future[worker.Equipment] = Future()
-    machine = Machine(Build("7.1", (7, 1), frozenset()), frozenset(), 1)
-    equipped.set_result(worker.Equipment(machine, Metrics("0", "7.1"), lambda: None))
-    yield Parts(ledger, heart, equipped, worker.Worker(ledger, heart, equipped, Policy(("/media",))))
-    ledger.close()
+    parts = Parts.on(redis)
+    yield parts
+    parts.ledger.close()
 
 
 def test_a_bug_fails_the_job_and_not_the_worker(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +352,7 @@ def test_a_bug_fails_the_job_and_not_the_worker(parts: Parts, monkeypatch: pytes
 
 def test_a_job_that_was_taken_away_is_left_to_its_new_owner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     def taken_away(*words: Any) -> None:
-        parts.ledger.hand_back("a", 1, queue.message("a", 5), "as if this worker were dead")
+        parts.ledger.hand_back("a", 1, "as if this worker were dead")
         assert isinstance(parts.ledger.claim("a", "another", SCHEMA), Claimed)
         permit = words[-1]
         parts.heart.start()
@@ -342,19 +377,130 @@ def test_a_target_that_another_job_has_is_refused_before_encoding(
     assert '"kind": "TargetExists"' in parts.fields()["error"]
 
 
-def test_a_worker_that_cannot_work_hands_its_job_back(parts: Parts) -> None:
-    broken: Future[worker.Equipment] = Future()
-    broken.set_exception(FfmpegMissing("there is no ffmpeg"))
-    parts.submit()
-    worker.Worker(parts.ledger, parts.heart, broken, Policy(("/media",))).run("a")
-    assert parts.fields()["state"] == "queued"
-    assert parts.ledger.record("a").history[-1].detail == "the worker cannot work: there is no ffmpeg"
+GPU = Device("0000:00:02.0", "/dev/dri/renderD128")
+WITH_GPU = replace(NOTHING, devices=(GPU,), abilities=frozenset({Ability("vaapi", "hevc", 8, "hevc_vaapi", GPU.id)}))
+HEVC: dict[str, Any] = {"outputs": [{"video": {"codec": "hevc"}}]}
+
+
+def encodes(api: str, fault: FaultClass | None = None, then: TranscoderError | None = None) -> Callable[..., Published]:
+    """A job.transcode that tries one command, after a fault of the device where one is given, and raises at the end."""
+
+    def transcode(*words: Any) -> Published:
+        emit, permit = words[-2:]
+        if fault:
+            emit(FellBack(Route("vaapi", "vaapi", GPU.id, codecs=frozenset({"hevc"})), fault, "oh", 1.0))
+        if then:
+            raise then
+        route = Route(api, api, GPU.id if api == "vaapi" else None)
+        with permit.slot(Command(route, "", "/media/in.mkv", (), cost=1.0)):
+            return Published(route, (), "", Timings())
+
+    return transcode
+
+
+def serve(parts: Parts, owner: str, *queues: str) -> None:
+    parts.ledger.beat(owner, [], Told(name=owner, queues=tuple(map(queue_name, queues))))
+
+
+def went(parts: Parts) -> tuple[str, str]:
+    """What became of the job, and the queue that it was last in."""
+    fields = parts.fields()
+    return fields["state"], placement.short(fields["queue"])
+
+
+Case = tuple[Serves, FaultClass | None, tuple[str, ...], tuple[str, str]]
+CASES: dict[str, Case] = {
+    "a device that lacks the ability leaves it to one that may have it": (
+        *("both", None, ("hw.hevc10", "software")),
+        ("queued", "hw.hevc10"),
+    ),
+    "where there is no other, a worker that serves both does it in software": (
+        *("both", None, ("software",)),
+        ("published", "hw.hevc"),
+    ),
+    "a worker for hardware leaves software to those that serve it": (
+        *("hardware", None, ("software",)),
+        ("queued", "software"),
+    ),
+    "and after a fault too, without asking another device": (
+        *("hardware", FaultClass.HARDWARE, ("hw.hevc", "software")),
+        ("queued", "software"),
+    ),
+    "and does it itself where nobody else does": (
+        *("hardware", FaultClass.HARDWARE, ("hw.hevc",)),
+        ("published", "hw.hevc"),
+    ),
+    "after a fault a worker that serves both goes on in software": (
+        *("both", FaultClass.HARDWARE, ("hw.hevc", "software")),
+        ("published", "hw.hevc"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("serves", "fault", "others", "end"), CASES.values(), ids=CASES)
+def test_a_job_that_does_not_suit_goes_on_by_its_policy(
+    redis: services.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    serves: Serves,
+    fault: FaultClass | None,
+    others: tuple[str, ...],
+    end: tuple[str, str],
+) -> None:
+    parts = Parts.on(redis, WITH_GPU, serves)
+    monkeypatch.setattr(worker, "transcode", encodes("software", fault))
+    serve(parts, "me", "hw.hevc")
+    serve(parts, "other", *others)
+    parts.submit(**HEVC)
+    parts.worker.run("a")
+    assert went(parts) == end
+
+
+def test_a_job_that_hopped_to_software_is_not_sent_back_to_hardware(
+    redis: services.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts.on(redis)
+    monkeypatch.setattr(worker, "transcode", encodes("software"))
+    serve(parts, "gpu", "hw.hevc")
+    serve(parts, "me", "software")
+    parts.submit(**HEVC)
+    assert len(parts.ledger.tend(0)) == 1
+    parts.worker.run("a")
+    assert went(parts) == ("published", "software")
+
+
+NO_ROUTE, NONE_WORKED = NoRoute("this machine offers none"), NoRouteWorked("all failed")
+
+
+@pytest.mark.parametrize(
+    ("error", "fault", "others", "end"),
+    [
+        pytest.param(NO_ROUTE, None, ("hw.hevc10",), ("queued", "hw.hevc10"), id="the ability is elsewhere"),
+        pytest.param(NO_ROUTE, None, ("software",), ("failed", "hw.hevc"), id="the ability is nowhere"),
+        pytest.param(NONE_WORKED, FaultClass.HARDWARE, ("hw.hevc",), ("queued", "hw.hevc"), id="the device failed"),
+        pytest.param(NONE_WORKED, FaultClass.INPUT, ("hw.hevc",), ("failed", "hw.hevc"), id="the device did not"),
+    ],
+)
+def test_a_job_that_requires_hardware_goes_to_another_device_or_fails(
+    redis: services.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    error: TranscoderError,
+    fault: FaultClass | None,
+    others: tuple[str, ...],
+    end: tuple[str, str],
+) -> None:
+    parts = Parts.on(redis, WITH_GPU, "both")
+    monkeypatch.setattr(worker, "transcode", encodes("vaapi", fault, error))
+    serve(parts, "me", "hw.hevc")
+    serve(parts, "other", *others)
+    parts.submit(acceleration={"policy": "require"}, **HEVC)
+    parts.worker.run("a")
+    assert went(parts) == end
+    if end[0] == "failed":
+        assert type(error).__name__ in parts.fields()["error"]
 
 
 def test_a_job_asks_redis_nothing_while_it_runs(parts: Parts, redis: services.Redis) -> None:
-    parts.submit()
-    assert isinstance(parts.ledger.claim("a", "me", SCHEMA), Claimed)
-    held = worker.Held(parts.ledger, "a", 1, parts.heart.wake)
+    held = parts.holds()
     redis.kill()
     started = time.monotonic()
     events: list[Event] = [Probing("/media/in.mkv")] * 100
@@ -365,9 +511,7 @@ def test_a_job_asks_redis_nothing_while_it_runs(parts: Parts, redis: services.Re
 
 
 def test_what_redis_did_not_hear_is_told_again(parts: Parts, tmp_path: Path) -> None:
-    parts.submit()
-    parts.ledger.claim("a", "me", SCHEMA)
-    held = worker.Held(parts.ledger, "a", 1, parts.heart.wake)
+    held = parts.holds()
     held.listen(Probing("/media/in.mkv"))
     lost = held.report()  # and the beat failed
     held.finish("failed", error={})
@@ -375,9 +519,8 @@ def test_what_redis_did_not_hear_is_told_again(parts: Parts, tmp_path: Path) -> 
     assert [moment.what for moment in parts.ledger.record("a").history] == ["queued", "running", "probing", "failed"]
 
 
-def test_a_wait_for_redis_ends_with_the_job(redis: services.Redis) -> None:
-    ledger = Ledger(redis.url)
-    held = worker.Held(ledger, "a", 1, lambda: None)
+def test_a_wait_for_redis_ends_with_the_job(parts: Parts, redis: services.Redis) -> None:
+    held = parts.holds()
     redis.kill()
     threading.Timer(0.3, held.must_stop).start()
     with pytest.raises(JobCancelled, match="while Redis was away"):
@@ -386,12 +529,10 @@ def test_a_wait_for_redis_ends_with_the_job(redis: services.Redis) -> None:
 
 def test_the_end_of_a_job_is_told_once_redis_is_back(tmp_path: Path) -> None:
     with services.private_redis(tmp_path, appendonly=True) as redis:
-        ledger = Ledger(redis.url)
-        spec = JobSpec(source="/media/in.mkv", target="/media/out.mp4")
-        ledger.submit("a", spec, queue.message("a", 5))
-        ledger.claim("a", "me", SCHEMA)
+        parts = Parts.on(redis)
+        ledger, held = parts.ledger, parts.holds()
         redis.kill()
-        ending = threading.Thread(target=lambda: worker.Held(ledger, "a", 1, lambda: None).finish("published"))
+        ending = threading.Thread(target=lambda: held.finish("published"))
         ending.start()
         time.sleep(0.3)
         redis.start()  # from here: the kernel ends it with the thread that started it

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from transcoder.machine import SOFTWARE, Ability, Build, Machine
+from transcoder.machine import SOFTWARE, Ability, Build, Device, Machine
 from transcoder.media import AudioStream, Colour, LightLevel, Mastering, Media, SubtitleStream, VideoStream
 from transcoder.plan import Plan, plan
 from transcoder.spec import JobSpec, read
@@ -15,9 +15,34 @@ ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp9": "li
 BUILD = Build("7.1", (7, 1), frozenset(ENCODERS.values()))
 MACHINE = Machine(
     BUILD,
-    frozenset(Ability(SOFTWARE, codec, depth, encoder) for codec, encoder in ENCODERS.items() for depth in (8, 10)),
+    frozenset(
+        (
+            *(Ability(SOFTWARE, codec, depth, encoder) for codec, encoder in ENCODERS.items() for depth in (8, 10)),
+            Ability(SOFTWARE, "tonemap", 10, does="filter"),
+        )
+    ),
     threads=4,
 )
+
+GPU = Device("0000:00:02.0", "/dev/dri/renderD128", "0x8086", "i915", "Some driver")
+MODES = ("CQP", "ICQ", "VBR", "CBR", "QVBR")
+
+
+def with_gpu(api: str, modes: tuple[str, ...] = MODES, **wanting: bool) -> Machine:
+    """The machine with a GPU that does all in h264, hevc, av1 and vp9, but what is `wanting`: decode, filter."""
+    codecs = [("h264", 8), *((codec, depth) for codec in ("hevc", "av1", "vp9") for depth in (8, 10))]
+    encode = {
+        Ability(api, codec, depth, f"{codec}_{api}", GPU.id, "encode", m) for codec, depth in codecs for m in modes
+    }
+    decode = {Ability(api, codec, depth, device=GPU.id, does="decode") for codec, depth in codecs}
+    filters = {
+        Ability(api, work, depth, device=GPU.id, does="filter")
+        for work in ("scale", "deinterlace")
+        for depth in (8, 10)
+    }
+    every = encode | (set() if wanting.get("decode") else decode) | (set() if wanting.get("filter") else filters)
+    return replace(MACHINE, abilities=MACHINE.abilities | every, devices=(GPU,))
+
 
 BT709 = Colour("bt709", "bt709", "bt709", "tv")
 PQ = Colour("bt2020", "smpte2084", "bt2020nc", "tv")
