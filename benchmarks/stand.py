@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from benchmarks import material
 from tests import clips, services
+from transcoder.command import Command
 from transcoder.machine import Machine
 from transcoder.policy import Policy
 from transcoder.spec import Audio, Bitrate, JobSpec, Output, Video
@@ -74,6 +75,10 @@ class Alone:
 
     def may_write(self, targets: Sequence[str]) -> None:
         """Nobody else writes here."""
+
+    def slot(self, command: Command) -> AbstractContextManager[None]:
+        """There is a place."""
+        return nullcontext()
 
     def still_ours(self) -> None:
         """Nobody else could have it."""
