@@ -177,7 +177,7 @@ def _look(
     gathered = metrics.Metrics(
         __version__,
         machine.build.version,
-        lambda: {placement.short(name): figures for name, figures in ledger.figures().queues.items()},
+        ledger.figures,
         lambda: share.usage(station.told().device),
         station.circuits,
     )
