@@ -484,9 +484,9 @@ _INTRODUCTION = """\
 
 A worker answers `/metrics` for Prometheus, and `/healthz` with 200 or 503, on the port `TRANSCODER_METRICS_PORT`
 (9464). No label takes a value that a user chose. The figures of the queues, of all workers and of a device that several
-use are the same on every worker: take their `max`, not their `sum`. `transcoder_job_seconds` and `transcoder_hops_total`
-are there from the start of a worker; other counters with labels appear with their first event, of which Prometheus'
-`increase` sees nothing. Alert rules and a dashboard come with [the containers](observe.md).
+use are the same on every worker: take their `max`, not their `sum`. `transcoder_job_seconds` and
+`transcoder_hops_total` are there from the start of a worker; other counters with labels appear with their first event,
+of which Prometheus' `increase` sees nothing. Alert rules and a dashboard come with [the containers](observe.md).
 
 | Metric | Kind | Labels | Meaning |
 | --- | --- | --- | --- |"""
