@@ -161,8 +161,16 @@ class Stack:
             **(variables or {}),
         }
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.variables.items()))
-        (self.folder / "override.json").write_text(json.dumps(override or {}))
+        self._override(override or {})
         self.prepared = subprocess.run([self.folder / "prepare"], capture_output=True, text=True, check=True).stdout
+
+    def _override(self, override: Mapping[str, Any]) -> None:
+        file = self.folder / "override.json"
+        file.write_text(json.dumps(override))
+        services = dict(override.get("services", {}))
+        for name in self.compose("config", "--services").split():
+            services[name] = {**services.get(name, {}), "healthcheck": {"interval": "1s"}}
+        file.write_text(json.dumps({**override, "services": services}))
 
     def compose(self, *words: str, timeout: float = 120, check: bool = True) -> str:
         files = [word for file in self.files for word in ("--file", str(self.folder / file))]
@@ -181,8 +189,8 @@ class Stack:
         self.compose("kill", check=False)
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
 
-    def logs(self, *services: str) -> str:
-        return self.compose("logs", "--no-color", "--no-log-prefix", *services, check=False)
+    def logs(self) -> str:
+        return self.compose("logs", "--no-color", "--tail", "100", check=False)
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()
@@ -194,6 +202,16 @@ class Stack:
     def transcoder(self, *words: str, service: str = "worker", check: bool = True, timeout: float = 120) -> str:
         """What `transcoder` says in the service's container."""
         return docker("exec", self.container(service), "transcoder", *words, check=check, timeout=timeout)
+
+    def metrics(self, service: str = "worker", path: str = "/metrics") -> str:
+        """What the worker serves on its port, which is published nowhere."""
+        ask = f"from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9464{path}').read().decode())"
+        return docker("exec", self.container(service), "/opt/transcoder/bin/python", "-c", ask)
+
+    def secrets(self) -> list[str]:
+        """What nobody may see: the password for Redis, and its hash."""
+        password = (self.folder / "secrets" / "broker_url").read_text().split(":")[2].partition("@")[0]
+        return [password, hashlib.sha256(password.encode()).hexdigest()]
 
     @property
     def broker_url(self) -> str:
@@ -213,16 +231,18 @@ def stack(folder: Path, *overlays: str, **more: Any) -> Iterator[Stack]:
         made.down()
 
 
-def with_gpus(services: Mapping[str, Sequence[Device]]) -> dict[str, Any]:
+def with_gpus(services: Mapping[str, Sequence[Device]], *, vpl: bool = False) -> dict[str, Any]:
     """An override that puts the software GPU's driver into the containers of services, as a real one is in the image.
 
     It maps no node and gives no group: that is what the Compose files are for. DRI is to be the machine's `nodes`.
+    `vpl` adds its oneVPL runtime.
     """
-    return {"services": {name: _simgpu(several) for name, several in services.items()}}
+    return {"services": {name: _simgpu(several, vpl) for name, several in services.items()}}
 
 
-def _simgpu(several: Sequence[Device]) -> dict[str, Any]:
+def _simgpu(several: Sequence[Device], vpl: bool) -> dict[str, Any]:
     words = devices(several, granted=False)
+    words += ["-e", "ONEVPL_PRIORITY_PATH=/simgpu/drivers"] if vpl else []
     options = list(zip(words[::2], words[1::2], strict=True))
     return {
         "volumes": [value for option, value in options if option == "-v"],
