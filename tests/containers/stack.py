@@ -139,8 +139,8 @@ def alone(what: str) -> Iterator[None]:
 class Stack:
     """A Compose project made of the product's files `compose.yaml` and `compose.OVERLAY.yaml`.
 
-    `variables` are what stands in .env, `override` a further file as a value, for what only tests need. Health is
-    asked every second.
+    `prepare` makes its .env, with the GPU that it finds in `sysfs` and the variable DRI; `variables` are added to it.
+    `override` is a further file as a value, for what only tests need. Health is asked every second.
     """
 
     def __init__(
@@ -149,20 +149,19 @@ class Stack:
         *overlays: str,
         variables: Mapping[str, str] | None = None,
         override: Mapping[str, Any] | None = None,
+        sysfs: Path = Path("/nowhere"),
     ) -> None:
         self.folder = folder / "compose"
         shutil.copytree(COMPOSE, self.folder, ignore=shutil.ignore_patterns("secrets", ".env"))
         self.project = f"transcoder-test-{os.getpid()}-{free_port()}"
         self.port = free_port()
         self.files = ["compose.yaml", *(f"compose.{overlay}.yaml" for overlay in overlays), "override.json"]
-        self.variables = {
-            "IMAGE": image_prefix(),
-            "PUBLISH": f"127.0.0.1:{self.port}",
-            **(variables or {}),
-        }
-        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.variables.items()))
+        told = {"IMAGE": image_prefix(), "PUBLISH": f"127.0.0.1:{self.port}", **(variables or {})}
+        places = {"DRI": told.get("DRI", "/nowhere"), "SYSFS": str(sysfs), "PATH": os.environ["PATH"]}
+        subprocess.run([self.folder / "prepare"], env=places, capture_output=True, check=True)
+        with (self.folder / ".env").open("a") as env:  # after what `prepare` found: the last line counts
+            env.writelines(f"{name}={value}\n" for name, value in told.items())
         self._override(override or {})
-        self.prepared = subprocess.run([self.folder / "prepare"], capture_output=True, text=True, check=True).stdout
 
     def _override(self, override: Mapping[str, Any]) -> None:
         file = self.folder / "override.json"

@@ -7,6 +7,7 @@ the leave to open it by `group_add`.
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,16 +75,17 @@ def site(
     media.mkdir()
     shutil.copyfile(stack.CACHE / "clips" / "bigbuckbunny.mp4", media / "bbb.mp4")
     os.chown(media, 1000, 1000)
-    told = {"DRI": str(machine.nodes), "RENDER_GID": str(DEVICE_GROUP), "MEDIA": str(media), **variables}
-    with stack.stack(folder, *overlays, "publish", variables=told, override=with_gpus(services, vpl=vpl)) as running:
+    told = {"DRI": str(machine.nodes), "MEDIA": str(media), **variables}
+    override = with_gpus(services, vpl=vpl)
+    with stack.stack(folder, *overlays, "publish", variables=told, override=override, sysfs=machine.sysfs) as running:
         made = Site(running, media)
         expected = {device.address for several in services.values() for device in several}
-        if told["RENDER_GID"] == str(DEVICE_GROUP):
+        if "RENDER_GID" not in variables:
             until(lambda: expected <= set(made.devices_served()), f"{expected} are served", 60)
         yield made
 
 
-def test_a_mapped_gpu_transcodes_in_the_vaapi_image(
+def test_prepare_and_up_are_all_that_a_host_with_a_gpu_needs(
     vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
 ) -> None:
     gpu = device_machine.add("renderD128", SIMPLE)
@@ -95,6 +97,9 @@ def test_a_mapped_gpu_transcodes_in_the_vaapi_image(
         assert (running.media / "made1.mp4").stat().st_uid == 1000
         groups = docker("exec", running.stack.container(), "id", "-G").split()
         assert groups == ["1000", str(DEVICE_GROUP)]
+        up = ["docker", "compose", "config", "--images"]  # as a user would call it: `prepare` has named the files
+        named = subprocess.run(up, cwd=running.stack.folder, capture_output=True, text=True, check=True)
+        assert set(named.stdout.split()) == {vaapi_image, stack.redis_image()}
 
 
 def test_a_mapped_gpu_transcodes_by_qsv_in_the_qsv_image(
