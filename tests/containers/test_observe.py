@@ -69,7 +69,13 @@ RUN apt-get update -qq \
 ENTRYPOINT {json.dumps(["python3", "-c", OF_GRAFANA])}
 """
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.gpu,
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+]
 
 
 @pytest.fixture(scope="module")
