@@ -131,6 +131,15 @@ class Observed:
         before = self.query("max(timestamp(up))")[0]["value"][1]
         until(lambda: self.query("max(timestamp(up))")[0]["value"][1] > before, "a scrape")
 
+    def encode_until_its_growth_is_seen(self) -> None:
+        """Of a series Prometheus needs two values to see that it grew, and not every short job's counters are read."""
+        for number in range(10):
+            assert self.do(f"gpu-{number}", acceleration={"policy": "require"}) == "published"
+            self.scraped()
+            if self.query("increase(transcoder_gpu_memory_bytes_count[5m]) > 0"):
+                return
+        raise AssertionError("no job's use of the GPU was counted")
+
     def do(self, name: str, source: str = "clip", **fields: Any) -> str:
         """The job's last state."""
         spec = JobSpec(source=f"/media/{source}.mp4", target=f"/media/{name}.mp4", **fields)
@@ -165,9 +174,9 @@ def observed(
         docker("cp", str(clip), f"{running.container()}:/media/clip.mp4")
         docker("exec", running.container(), "sh", "-c", "echo no film >/media/broken.mp4")
         seen = Observed(running)
-        until(lambda: seen.query('up{job="transcoder"} == 1'), "a scrape of the worker")
-        for name in ("first", "second"):  # of a series Prometheus needs two values, to see that it grew
-            assert seen.do(f"{name}-gpu") == "published"
+        until(lambda: seen.query('transcoder_queue_workers{queue="hw.h264"} > 0'), "the GPU tried, and a scrape", 60)
+        seen.encode_until_its_growth_is_seen()
+        for name in ("first", "second"):
             assert seen.do(f"{name}-broken", "broken") == "failed"
             seen.scraped()
         device.configure(SIMPLE, **{"fault.encode": "status 24"})
@@ -228,3 +237,17 @@ def test_no_container_tells_the_password_of_grafana(observed: Observed) -> None:
     secret = (observed.stack.folder / "secrets" / "grafana_admin").read_text()
     for service in ("prometheus", "grafana", "worker"):
         assert secret not in json.dumps(inspect(observed.stack.container(service)))
+
+
+def test_a_further_worker_is_found_by_itself_and_counts_no_job_twice(observed: Observed) -> None:
+    try:
+        observed.stack.compose("up", "--detach", "--no-build", "--scale", "worker=2", "worker")
+        until(lambda: len(observed.query('up{job="transcoder"} == 1')) == 2, "a scrape of both")
+        until(lambda: {one["value"][1] for one in observed.query("transcoder_workers")} == {"2"}, "both know of two")
+        assert len(observed.query("transcoder_queue_depth")) == 2 * len(
+            observed.query("max by (queue) (transcoder_queue_depth)")
+        )
+    finally:
+        observed.stack.compose("up", "--detach", "--no-build", "--scale", "worker=1", "worker")
+    until(lambda: len(observed.query('up{job="transcoder"}')) == 1, "one that is gone is forgotten")
+    assert not [alert for alert in firing(observed) if alert["labels"]["severity"] == "critical"]
