@@ -12,10 +12,11 @@ OFFERED = dict(re.findall(r"^#([A-Z]\w*)=(.*)$", EXAMPLE, re.MULTILINE))
 
 
 def test_it_ends_with_every_setting_and_its_sentence() -> None:
-    assert EXAMPLE.endswith(settings.example()), (
-        "put what settings.example() gives after the part of Compose: "
-        "python -c \"from transcoder.settings import example as e; print(e(), end='')\""
+    regenerate = (
+        "sed -i '/^# Redis, for the queue/,$d' compose/.env.example && "
+        "python -c \"from transcoder.settings import example as e; print(e(), end='')\" >> compose/.env.example"
     )
+    assert EXAMPLE.endswith(settings.example()), regenerate
 
 
 def test_its_defaults_are_those_of_the_settings() -> None:
