@@ -80,7 +80,7 @@ def try_again(machine: Machine, policy: Policy, device_id: str, codec: str | Non
     there = next((one for one in discover(policy) if one.id == device_id), None)
     before = machine.device(device_id)
     if there is None or before is None or there.trouble:
-        why = there.trouble if there and there.trouble else "the device is gone"
+        why = str(there.trouble) if there and there.trouble else "the device is gone"
         return tuple(Refusal(able, why) for able in chosen)
     trials = _trials(machine.build, replace(before, node=there.node))
     with _proving(policy) as proving:
