@@ -27,7 +27,7 @@ from transcoder.errors import JobCancelled, SpecError, exit_codes
 from transcoder.spec import Audio, JobSpec, Output, Video
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("run", "submit", "jobs", "status", "watch", "cancel", "devices", "worker", "profiles", "schema")
+VERBS = ("run", "submit", "jobs", "status", "watch", "cancel", "devices", "doctor", "worker", "profiles", "schema")
 SMALL = """
 description: Small and fast.
 outputs:

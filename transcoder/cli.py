@@ -396,6 +396,29 @@ def devices(
     screen.devices_json(machine) if json else screen.devices(machine, site.dri)
 
 
+@app.command(
+    help="""Say what is wrong with this host or container for a worker, why it matters, and the line that mends it.
+
+    Looks at GPUs, drivers, ffmpeg, Redis, limits, disks, the clock and the metrics' port, with the settings, the user
+    and the groups that the worker would have. Ends with 0, 20 with a warning, 21 with a failure: docs/doctor.md.
+
+    \b
+    transcoder doctor
+    docker compose run --rm worker doctor
+    """
+)
+def doctor(json: AsJson = False) -> None:
+    from transcoder.diagnosis import exit_code, findings, worst
+    from transcoder.doctor import examine
+
+    site = settings.read()  # what is wrong with variables is among the findings
+    with screen.live(quiet=True) as live:
+        live.phase("looking")
+        found = findings(examine(site))
+    screen.findings_json(found) if json else screen.findings(found)
+    raise typer.Exit(exit_code(worst(found)))
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a spec.
