@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -112,7 +113,7 @@ def _post(arguments: argparse.Namespace, chosen: Settings) -> Post:
 
 def _work(chosen: Settings, post: Post) -> int:
     policy = chosen.policy()
-    log.configure(chosen.log_format, chosen.log_level)
+    log.configure(chosen.log_format, chosen.log_level, sys.stdout)
     for sentence in settings.unknown():
         log.LOGGER.warning(sentence)
     owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
