@@ -20,6 +20,7 @@ from transcoder.machine import Device, Entry, Node, Trouble
 from transcoder.policy import Policy
 
 _NODE = re.compile(r"renderD(\d+)")
+_DRIVER_FILE = re.compile(r"libva error: .*_drv_video\.so")
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -218,8 +219,8 @@ _PACKAGES = {
 
 
 def _not_initialised(device: Device, why: str, stderr: tuple[str, ...]) -> Trouble:
-    """With the last complaint of libva, which names the driver's file; without one there is no file of its name."""
-    words = [line.partition("libva error: ")[2] for line in stderr if "libva error: " in line]
+    """With libva's last complaint about a driver's file; without one there is no file of its name."""
+    words = [line.partition("libva error: ")[2] for line in stderr if _DRIVER_FILE.search(line)]
     if words:
         return _failing(f"its VA driver does not start, {why}, {words[-1]}")
     every = "the one of this GPU (intel-media-va-driver, i965-va-driver, mesa-va-drivers)"
