@@ -139,8 +139,8 @@ def alone(what: str) -> Iterator[None]:
 class Stack:
     """A Compose project made of the product's files `compose.yaml` and `compose.OVERLAY.yaml`.
 
-    `variables` are what stands in .env, `override` a further file as a value, for what only tests need. Health is
-    asked every second.
+    `prepare` makes its .env, with the GPU that it finds in `sysfs` and the variable DRI; `variables` are added to it.
+    `override` is a further file as a value, for what only tests need. Health is asked every second.
     """
 
     def __init__(
@@ -149,20 +149,27 @@ class Stack:
         *overlays: str,
         variables: Mapping[str, str] | None = None,
         override: Mapping[str, Any] | None = None,
+        sysfs: Path = Path("/nowhere"),
     ) -> None:
         self.folder = folder / "compose"
         shutil.copytree(COMPOSE, self.folder, ignore=shutil.ignore_patterns("secrets", ".env"))
         self.project = f"transcoder-test-{os.getpid()}-{free_port()}"
         self.port = free_port()
         self.files = ["compose.yaml", *(f"compose.{overlay}.yaml" for overlay in overlays), "override.json"]
-        self.variables = {
-            "IMAGE": image_prefix(),
-            "PUBLISH": f"127.0.0.1:{self.port}",
-            **(variables or {}),
-        }
-        (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in self.variables.items()))
-        (self.folder / "override.json").write_text(json.dumps(override or {}))
-        self.prepared = subprocess.run([self.folder / "prepare"], capture_output=True, text=True, check=True).stdout
+        told = {"IMAGE": image_prefix(), "PUBLISH": f"127.0.0.1:{self.port}", **(variables or {})}
+        places = {"DRI": told.get("DRI", "/nowhere"), "SYSFS": str(sysfs), "PATH": os.environ["PATH"]}
+        subprocess.run([self.folder / "prepare"], env=places, capture_output=True, check=True)
+        with (self.folder / ".env").open("a") as env:  # after what `prepare` found: the last line counts
+            env.writelines(f"{name}={value}\n" for name, value in told.items())
+        self._override(override or {})
+
+    def _override(self, override: Mapping[str, Any]) -> None:
+        file = self.folder / "override.json"
+        file.write_text(json.dumps(override))
+        services = dict(override.get("services", {}))
+        for name in self.compose("config", "--services").split():
+            services[name] = {**services.get(name, {}), "healthcheck": {"interval": "1s"}}
+        file.write_text(json.dumps({**override, "services": services}))
 
     def compose(self, *words: str, timeout: float = 120, check: bool = True) -> str:
         files = [word for file in self.files for word in ("--file", str(self.folder / file))]
@@ -181,8 +188,8 @@ class Stack:
         self.compose("kill", check=False)
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "0")
 
-    def logs(self, *services: str) -> str:
-        return self.compose("logs", "--no-color", "--no-log-prefix", *services, check=False)
+    def logs(self) -> str:
+        return self.compose("logs", "--no-color", "--tail", "100", check=False)
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()
@@ -194,6 +201,16 @@ class Stack:
     def transcoder(self, *words: str, service: str = "worker", check: bool = True, timeout: float = 120) -> str:
         """What `transcoder` says in the service's container."""
         return docker("exec", self.container(service), "transcoder", *words, check=check, timeout=timeout)
+
+    def metrics(self, service: str = "worker", path: str = "/metrics") -> str:
+        """What the worker serves on its port, which is published nowhere."""
+        ask = f"from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9464{path}').read().decode())"
+        return docker("exec", self.container(service), "/opt/transcoder/bin/python", "-c", ask)
+
+    def secrets(self) -> list[str]:
+        """What nobody may see: the password for Redis, and its hash."""
+        password = (self.folder / "secrets" / "broker_url").read_text().split(":")[2].partition("@")[0]
+        return [password, hashlib.sha256(password.encode()).hexdigest()]
 
     @property
     def broker_url(self) -> str:
@@ -213,16 +230,18 @@ def stack(folder: Path, *overlays: str, **more: Any) -> Iterator[Stack]:
         made.down()
 
 
-def with_gpus(services: Mapping[str, Sequence[Device]]) -> dict[str, Any]:
+def with_gpus(services: Mapping[str, Sequence[Device]], *, vpl: bool = False) -> dict[str, Any]:
     """An override that puts the software GPU's driver into the containers of services, as a real one is in the image.
 
     It maps no node and gives no group: that is what the Compose files are for. DRI is to be the machine's `nodes`.
+    `vpl` adds its oneVPL runtime.
     """
-    return {"services": {name: _simgpu(several) for name, several in services.items()}}
+    return {"services": {name: _simgpu(several, vpl) for name, several in services.items()}}
 
 
-def _simgpu(several: Sequence[Device]) -> dict[str, Any]:
+def _simgpu(several: Sequence[Device], vpl: bool) -> dict[str, Any]:
     words = devices(several, granted=False)
+    words += ["-e", "ONEVPL_PRIORITY_PATH=/simgpu/drivers"] if vpl else []
     options = list(zip(words[::2], words[1::2], strict=True))
     return {
         "volumes": [value for option, value in options if option == "-v"],
