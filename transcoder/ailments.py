@@ -23,7 +23,7 @@ class Kind:
 
 _AS_NEEDED = "warning; failure where hardware is asked for; note where it is not, or where another GPU works"
 _MAP = '`devices: ["/dev/dri/renderD128:/dev/dri/renderD128"]`'
-_SOFTWARE = "Jobs run in software, and those that require hardware are refused."
+_SOFTWARE = "Where no other GPU works, jobs run in software, and those that require hardware are refused."
 
 CATALOGUE: dict[str, Kind] = {
     "setting-unknown": Kind(
