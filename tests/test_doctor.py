@@ -244,9 +244,9 @@ def test_a_display_node_alone_is_not_taken_for_a_render_node(with_gpu: Patient, 
 
 @pytest.mark.vpl
 def test_a_runtime_of_onevpl_that_does_not_serve_the_gpu_is_named(with_gpu: Patient, gpus: gpu.Machine) -> None:
-    gpus.add(vpl=False)
-    assert "libvplsimgpu.so" in with_gpu.doctor().finding("vpl-old")["what"]
-    gpus.add(vpl=False, pci_id=0x80865916)
+    gpus.add("renderD128", QUICK, vpl=False)
+    assert "simgpu_drv_video.so" in with_gpu.doctor().finding("vpl-old")["what"]
+    gpus.add("renderD128", QUICK, vpl=False, pci_id=0x80865916)
     assert "0x5916" in with_gpu.doctor().finding("vpl-gpu-old")["what"]
 
 

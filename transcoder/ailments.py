@@ -273,7 +273,8 @@ CATALOGUE: dict[str, Kind] = {
         "The process cannot write into a media root.",
         "failure; note where another root can be written, as sources may be read-only",
         "No target can be published there.",
-        "`chown` to the user in the finding; no `:ro` on the volume of the targets.",
+        "`chown` to the user in the finding, or `RUN_AS` in .env with the owner's numbers (`stat -c %u:%g`); no `:ro` "
+        "on the volume of the targets.",
     ),
     "disk-scratch": Kind(
         "Within a media root a file cannot be renamed from a folder to its neighbour.",

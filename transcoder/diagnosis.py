@@ -521,7 +521,10 @@ def _disk(facts: Facts, disk: Disk, *, spare: bool) -> Iterator[Finding]:
     if disk.unwritable:
         user, group = facts.process.user, facts.process.group
         what = f"user {user} can write nothing there ({disk.unwritable})"
-        mend = f"where targets shall be written: chown {user}:{group} {disk.path}, and no :ro in Compose's volumes"
+        mend = (
+            f"where targets shall be written: chown {user}:{group} the folder, or let the process be its owner "
+            "(user in Compose; RUN_AS in .env of this project), and no :ro in its volumes"
+        )
         yield _finding("disk-unwritable", "note" if spare else "failure", disk.path, what, mend)
         return
     if disk.unmovable:
