@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import MakeClip
 from tests.containers import stack
 from tests.containers.stack import Stack, docker, until, with_gpus
 from tests.gpu import DEVICE_GROUP, Device, DeviceMachine
@@ -30,10 +31,15 @@ pytestmark = [
 ]
 
 FIRST, SECOND = "0000:00:02.0", "0000:03:00.0"
-SIMPLE: dict[str, object] = {"rc": "CQP", "encode": "h264", "decode": "h264", "vpl": False, "rate": 120_000_000}
-"""Little to try, and engines that take their time."""
+SIMPLE: dict[str, object] = {"rc": "CQP", "encode": "h264", "decode": "h264", "vpl": False, "rate": 10_000_000}
+"""Little to try, and engines that take their time: two seconds for the clip."""
 REQUIRE: dict[str, Any] = {"acceleration": {"policy": "require"}}
 COUNTED = re.compile(r'^transcoder_gpu_engine_seconds_total\{device="(\S+)",engine="\S+"\} (\S+)$', re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def clip(make_clip: MakeClip) -> Path:
+    return make_clip("testsrc2=s=640x360:r=25:d=3")
 
 
 class Site:
@@ -47,7 +53,7 @@ class Site:
 
     def submit(self, **fields: Any) -> str:
         self.made += 1
-        return self.client.submit(JobSpec(source="/media/bbb.mp4", target=f"/media/made{self.made}.mp4", **fields))
+        return self.client.submit(JobSpec(source="/media/clip.mp4", target=f"/media/made{self.made}.mp4", **fields))
 
     def devices_served(self) -> list[str]:
         """By the workers whose GPU has been tried, in order."""
@@ -65,6 +71,7 @@ class Site:
 @contextmanager
 def site(
     folder: Path,
+    clip: Path,
     machine: DeviceMachine,
     services: Mapping[str, Sequence[Device]],
     *overlays: str,
@@ -73,8 +80,8 @@ def site(
 ) -> Iterator[Site]:
     media = folder / "media"
     media.mkdir()
-    shutil.copyfile(stack.CACHE / "clips" / "bigbuckbunny.mp4", media / "bbb.mp4")
-    os.chown(media, 1000, 1000)
+    shutil.copyfile(clip, media / "clip.mp4")
+    os.chown(media, *map(int, variables.get("RUN_AS", "1000:1000").split(":")))
     told = {"DRI": str(machine.nodes), "MEDIA": str(media), **variables}
     override = with_gpus(services, vpl=vpl)
     with stack.stack(folder, *overlays, "publish", variables=told, override=override, sysfs=machine.sysfs) as running:
@@ -86,10 +93,10 @@ def site(
 
 
 def test_prepare_and_up_are_all_that_a_host_with_a_gpu_needs(
-    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
+    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
 ) -> None:
     gpu = device_machine.add("renderD128", SIMPLE)
-    with site(tmp_path, device_machine, {"worker": [gpu]}, "gpu") as running:
+    with site(tmp_path, clip, device_machine, {"worker": [gpu]}, "gpu") as running:
         result = running.client.wait(running.submit())
         assert (result["route"], result["device"], result["on_gpu"]) == ("vaapi", FIRST, True)
         assert result["gpu"]["seconds"] > 0
@@ -103,20 +110,20 @@ def test_prepare_and_up_are_all_that_a_host_with_a_gpu_needs(
 
 
 def test_a_mapped_gpu_transcodes_by_qsv_in_the_qsv_image(
-    qsv_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
+    qsv_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
 ) -> None:
     gpu = device_machine.add("renderD128", {**SIMPLE, "vpl": True})
-    with site(tmp_path, device_machine, {"worker": [gpu]}, "qsv", vpl=True) as running:
+    with site(tmp_path, clip, device_machine, {"worker": [gpu]}, "qsv", vpl=True) as running:
         result = running.client.wait(running.submit(acceleration={"policy": "require", "apis": ["qsv"]}))
         assert (result["route"], result["device"], result["on_gpu"]) == ("qsv", FIRST, True)
         assert running.engine_seconds()[FIRST] > 0
 
 
 def test_without_the_group_the_worker_serves_in_software_and_refuses_what_requires_a_gpu(
-    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
+    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
 ) -> None:
     gpu = device_machine.add("renderD128", SIMPLE)
-    with site(tmp_path, device_machine, {"worker": [gpu]}, "gpu", RENDER_GID="65534") as running:
+    with site(tmp_path, clip, device_machine, {"worker": [gpu]}, "gpu", RENDER_GID="65534") as running:
         until(running.client.workers, "the worker was heard of")
         assert running.client.wait(running.submit())["route"] == "software"
         assert running.devices_served() == []
@@ -125,11 +132,11 @@ def test_without_the_group_the_worker_serves_in_software_and_refuses_what_requir
 
 
 def test_each_worker_of_per_gpu_sees_and_uses_its_own_gpu_only(
-    software_image: str, vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
+    software_image: str, vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
 ) -> None:
     gpus = [device_machine.add(name, SIMPLE) for name in ("renderD128", "renderD129")]
     both = {"worker-gpu0": gpus, "worker-gpu1": gpus}  # drivers and sysfs of both, as on a host; no node yet
-    with site(tmp_path, device_machine, both, "per-gpu") as running:
+    with site(tmp_path, clip, device_machine, both, "per-gpu") as running:
         jobs = [running.submit(**REQUIRE) for _ in range(4)]
         assert {running.client.wait(job)["device"] for job in jobs} == {FIRST, SECOND}
         for number, (gpu, address) in enumerate(zip(gpus, (FIRST, SECOND), strict=True)):
@@ -141,10 +148,10 @@ def test_each_worker_of_per_gpu_sees_and_uses_its_own_gpu_only(
 
 
 def test_containers_of_one_stack_each_share_the_gpu(
-    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
+    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
 ) -> None:
     gpu = device_machine.add("renderD128", SIMPLE)
-    with site(tmp_path, device_machine, {"worker": [gpu]}, "gpu", "stack-each", STACKS="2") as running:
+    with site(tmp_path, clip, device_machine, {"worker": [gpu]}, "gpu", "stack-each", STACKS="2") as running:
         until(lambda: running.devices_served() == [FIRST, FIRST], "both containers serve the GPU")
         jobs = [running.submit(**REQUIRE) for _ in range(2)]
         results = [running.client.wait(job) for job in jobs]
@@ -154,11 +161,15 @@ def test_containers_of_one_stack_each_share_the_gpu(
 
 
 def test_one_container_of_several_stacks_runs_them_at_the_same_time_on_its_gpu(
-    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, bbb: Path
+    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
 ) -> None:
     gpu = device_machine.add("renderD128", SIMPLE)
-    with site(tmp_path, device_machine, {"worker": [gpu]}, "gpu", "stacks", STACKS="2") as running:
+    with site(
+        tmp_path, clip, device_machine, {"worker": [gpu]}, "gpu", "stacks", STACKS="2", RUN_AS="4321:8765"
+    ) as running:
         jobs = [running.submit(**REQUIRE) for _ in range(2)]
         until(lambda: len(running.client.jobs("running")) == 2, "both jobs run")
         assert {running.client.wait(job)["device"] for job in jobs} == {FIRST}
         assert len(running.client.workers()) == 1
+        made = (running.media / "made1.mp4").stat()
+        assert (made.st_uid, made.st_gid) == (4321, 8765), "any user will do"

@@ -24,7 +24,7 @@ LONG = "/media/long.mp4"
 def running(software_image: str, module_folder: Path, bbb: Path) -> Iterator[Stack]:
     with stack.stack(module_folder, "publish") as up:
         docker("cp", str(bbb), f"{up.container()}:{SOURCE}")
-        longer = ["ffmpeg", "-v", "error", "-stream_loop", "3", "-i", SOURCE, "-c", "copy", LONG]
+        longer = ["ffmpeg", "-v", "error", "-stream_loop", "2", "-i", SOURCE, "-c", "copy", LONG]
         docker("exec", up.container(), *longer)
         yield up
 
