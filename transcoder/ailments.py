@@ -339,7 +339,7 @@ for). Hardware counts as asked for with `TRANSCODER_SERVES=hardware` or a `TRANS
 
 What it cannot see from inside: a node in `devices:` that the host does not have keeps the container from starting at
 all (`error gathering device information`). Take the node's name from `ls -l /dev/dri/by-path` on the host, or let
-[`transcoder compose`](deploy.md) write the overlay there.
+[`transcoder compose`](deploy.md#an-overlay-for-the-gpus-of-a-host) write the overlay there.
 
 ## Findings
 """
