@@ -99,8 +99,8 @@ def with_gpu(patient: Patient, gpus: gpu.Machine) -> Patient:
     return patient
 
 
-ALWAYS = {"ffmpeg-old", "disk-volatile", "gpu-none"}
-"""What this machine's ffmpeg may be, what a test's folder in a container is, and that the patient has no GPU."""
+ALWAYS = {"ffmpeg-old", "disk-volatile", "disk-full", "nofile-huge", "gpu-none"}
+"""What may be wrong with the machine that the tests run on, and that the patient has no GPU."""
 
 
 def test_nothing_is_wrong_with_a_machine_that_is_set_up_well(patient: Patient) -> None:
@@ -221,7 +221,7 @@ def test_a_driver_that_is_missing_is_a_failure_where_hardware_is_asked_for(
     (tmp_path / "empty").mkdir()
     lost = {"LIBVA_DRIVERS_PATH": str(tmp_path / "empty")}
     assert with_gpu.doctor(**lost, TRANSCODER_SERVES="hardware").code == 21
-    assert with_gpu.doctor(**lost, TRANSCODER_SERVES="software").code in (0, 20)
+    assert with_gpu.doctor(**lost, TRANSCODER_SERVES="software").finding("va-driver-missing")["level"] == "note"
 
 
 def test_a_device_that_is_not_here_is_named(with_gpu: Patient, gpus: gpu.Machine) -> None:

@@ -133,7 +133,7 @@ def test_without_it_software_serves_and_the_doctors_line_brings_the_gpu_back(hos
     else:
         worker |= host.applied(found["mend"])
     host.up(worker | besides)
-    until(host.serves_hardware, "the GPU back in use")
+    until(host.serves_hardware, "the GPU back in use", within=120)
     assert host.doctor() == []
     made = host.transcode(f"/media/{what}.mp4", "require")
     assert made["route"].startswith("vaapi")
@@ -160,6 +160,6 @@ def test_a_worker_for_hardware_alone_refuses_to_start_and_says_which_line_is_mis
     host.stack.override({"services": {"worker": only}})
     host.stack.compose("up", "--detach", "--no-build", "worker")
     container = host.stack.container()
-    until(lambda: not inspect(container)["State"]["Running"], "the end of the worker")
+    until(lambda: not inspect(container)["State"]["Running"], "the end of the worker", within=120)
     assert inspect(container)["State"]["ExitCode"] == NoRoute.exit_code
     assert f'group_add: ["{DEVICE_GROUP}"]' in host.stack.logs()

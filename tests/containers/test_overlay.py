@@ -80,7 +80,7 @@ class Added:
 
     def transcode(self, device: str) -> str:
         """The route of a job that requires this device, which a worker may still be trying."""
-        until(lambda: any(device == one for one, _ in self.working()), f"a worker for {device}")
+        until(lambda: any(device == one for one, _ in self.working()), f"a worker for {device}", within=120)
         client, accel = Client(self.up.broker_url), {"policy": "require", "device": device}
         asked = {"source": SOURCE, "target": "/media/made.mp4", "overwrite": True, "acceleration": accel}
         result = client.wait(client.submit(read(asked)))
