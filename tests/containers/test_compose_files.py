@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.containers.stack import COMPOSE, docker
+from tests.containers import stack
+from tests.containers.stack import COMPOSE, TARGETS, Target, docker, inspect
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -59,3 +60,17 @@ class TestFiles:
     def test_nothing_is_published_but_to_this_host(self, overlays: tuple[str, ...]) -> None:
         ports = [port for service in services(*overlays).values() for port in service.get("ports", ())]
         assert {port.get("host_ip") for port in ports} <= {"127.0.0.1"}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", TARGETS)
+def test_up_builds_the_image_that_is_not_there(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = stack.image(target)
+    overlays = {"software": (), "vaapi": ("gpu",), "qsv": ("qsv",)}[target]
+    monkeypatch.setenv("IMAGE", "transcoder:test-compose")
+    try:
+        docker("compose", "--env-file", "/dev/null", *files(*overlays), "build", "--quiet", "worker", timeout=900)
+        layers = [inspect(name)["RootFS"]["Layers"] for name in (built, f"transcoder:test-compose-{target}")]
+        assert layers[0] == layers[1]
+    finally:
+        docker("image", "rm", f"transcoder:test-compose-{target}", check=False)

@@ -63,6 +63,14 @@ def test_a_job_submitted_from_outside_gives_a_verified_file_in_the_volume(runnin
     assert in_volume(running) == {"bbb.mp4", "long.mp4", "made.mp4", f"{job}.transcoder.json"}
 
 
+def test_a_file_that_is_copied_in_is_transcoded_by_a_command_in_the_container(running: Stack, bbb: Path) -> None:
+    running.compose("cp", str(bbb), "worker:/media/copied.mp4")
+    words = ["submit", "/media/copied.mp4", "/media/sound.m4a", "--profile", "audio-aac", "--wait"]
+    running.compose("exec", "--no-TTY", "worker", "transcoder", *words)
+    running.compose("cp", "worker:/media/sound.m4a", str(running.folder / "sound.m4a"))
+    assert (running.folder / "sound.m4a").stat().st_size > 10_000
+
+
 def test_the_worker_has_no_rights_and_writes_nowhere_but_to_its_volume_and_its_memory(running: Stack) -> None:
     look = "id -u; ulimit -n; grep -E '^(CapEff|CapBnd|NoNewPrivs):' /proc/1/status"
     uid, files, *rights = docker("exec", running.container(), "sh", "-c", look).splitlines()
