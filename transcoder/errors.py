@@ -151,7 +151,13 @@ class SettingsError(TranscoderError):
 def exit_codes() -> tuple[tuple[int, str], ...]:
     """The documented table of exit codes, in order: (code, meaning)."""
     ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}
-    fixed = {0: "success", 2: "wrong usage of the command line", 130: "interrupted (Ctrl-C)"}
+    fixed = {
+        0: "success",
+        2: "wrong usage of the command line",
+        20: "the doctor's worst finding is a warning",
+        21: "the doctor's worst finding is a failure",
+        130: "interrupted (Ctrl-C)",
+    }
     return tuple(sorted({**ours, **fixed}.items()))
 
 

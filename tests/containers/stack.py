@@ -163,9 +163,10 @@ class Stack:
         subprocess.run([self.folder / "prepare"], env=places, capture_output=True, check=True)
         with (self.folder / ".env").open("a") as env:  # after what `prepare` found: the last line counts
             env.writelines(f"{name}={value}\n" for name, value in told.items())
-        self._override(override or {})
+        self.override(override or {})
 
-    def _override(self, override: Mapping[str, Any]) -> None:
+    def override(self, override: Mapping[str, Any]) -> None:
+        """Put that in the place of the further file; what runs is changed by the next `up`."""
         file = self.folder / "override.json"
         file.write_text(json.dumps(override))
         services = dict(override.get("services", {}))
