@@ -285,7 +285,7 @@ _DECODED = re.compile(r"Input stream #(\d+):(\d+) \(\w+\): .*?; (\d+) frames dec
 
 
 class _Log:
-    """ffmpeg's stderr, bounded: of complaints, measurements and all other lines, each for itself, the first and the last.
+    """ffmpeg's stderr, bounded: of complaints, measurements and the rest, each for itself, the first and the last.
 
     The first lines say what it opened, the last how it ended, and no chatter can hide a complaint or what a filter has
     measured. `decoded` counts frames by input and stream, from all lines.
