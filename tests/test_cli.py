@@ -29,18 +29,8 @@ from transcoder.spec import Audio, JobSpec, Output, Video
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = (
-    "run",
-    "submit",
-    "jobs",
-    "status",
-    "watch",
-    "cancel",
-    "devices",
-    "doctor",
-    "compose",
-    "worker",
-    "profiles",
-    "schema",
+    *("run", "submit", "jobs", "status", "watch", "cancel"),
+    *("devices", "doctor", "compose", "worker", "profiles", "schema"),
 )
 SMALL = """
 description: Small and fast.

@@ -256,7 +256,7 @@ def test_intels_gpus_before_tiger_lake_are_known_by_their_product(product: str |
     assert before_gen12(product) is older
 
 
-@pytest.mark.parametrize(("level", "code"), [("fine", 0), ("note", 0), ("warning", 20), ("failure", 21)])
+@pytest.mark.parametrize(("level", "code"), [("fine", 0), ("note", 0), ("warning", 30), ("failure", 31)])
 def test_the_worst_finding_is_the_exit_code_and_it_is_documented(level: Level, code: int) -> None:
     found = tuple(Finding("x", one, "", "") for one in LEVELS[: LEVELS.index(level) + 1])
     assert exit_code(worst(found)) == code

@@ -114,7 +114,7 @@ def test_nothing_is_wrong_with_a_machine_that_is_set_up_well(patient: Patient) -
 
 def test_the_table_tells_each_finding_with_its_reason_and_its_line(patient: Patient) -> None:
     done = patient.run(changed={"TRANSCODER_THREADS": "1000"})
-    assert done.returncode == 20
+    assert done.returncode == 30
     assert "warning\tCPUs\tTRANSCODER_THREADS is 1000, and " in done.stdout
     told = done.stdout.partition("\nwarning: TRANSCODER_THREADS")[2].splitlines()
     assert told[1].startswith("  why:  The encoder's threads use up the quota")
@@ -127,7 +127,7 @@ def test_the_table_tells_each_finding_with_its_reason_and_its_line(patient: Pati
 def test_a_redis_that_is_not_there_is_a_failure(patient: Patient) -> None:
     patient.redis.stop()
     said = patient.doctor()
-    assert said.code == 21
+    assert said.code == 31
     assert "Connection refused" in said.finding("redis-unreachable")["what"]
 
 
@@ -144,7 +144,7 @@ def test_a_redis_that_wants_a_password_is_told_apart_and_the_password_mends_it(p
 def test_a_redis_that_keeps_nothing_is_a_warning_and_its_line_mends_it(patient: Patient) -> None:
     patient.tell(appendonly="no")
     said = patient.doctor()
-    assert (said.code, said.finding("redis-volatile")["level"]) == (20, "warning")
+    assert (said.code, said.finding("redis-volatile")["level"]) == (30, "warning")
     line = said.finding("redis-volatile")["mend"].partition(";")[0].split()
     subprocess.run([line[0], "-p", str(patient.redis.port), *line[1:]], check=True, stdout=subprocess.DEVNULL)
     assert patient.doctor().kinds <= ALWAYS
@@ -155,7 +155,7 @@ def test_a_redis_that_throws_keys_away_is_a_failure_once_its_memory_is_limited(p
     assert patient.doctor().finding("redis-evicts")["level"] == "warning"
     patient.tell(maxmemory="100mb")
     said = patient.doctor()
-    assert (said.code, said.finding("redis-evicts")["level"]) == (21, "failure")
+    assert (said.code, said.finding("redis-evicts")["level"]) == (31, "failure")
     line = said.finding("redis-evicts")["mend"].partition(";")[0].split()
     subprocess.run([line[0], "-p", str(patient.redis.port), *line[1:]], check=True, stdout=subprocess.DEVNULL)
     assert patient.doctor().kinds <= ALWAYS
@@ -187,10 +187,10 @@ def test_a_gpu_that_works_is_well(with_gpu: Patient, gpus: gpu.Machine) -> None:
 QUICK = {"decode": "none", "encode": "h264 hevc", "ten_bit": False, "vpp": False, "rc": "CQP"}
 """A GPU that takes few trials."""
 CONFIGURED: dict[str, tuple[dict[str, object], int]] = {
-    "va-entrypoints": ({"encode": "none"}, 20),
-    "huc-missing": (QUICK | {"entrypoint": "lp"}, 20),
-    "va-driver-fails": ({"fault.init": "status 18"}, 20),
-    "va-trials": (QUICK | {"fault.encode": "status 24"}, 20),
+    "va-entrypoints": ({"encode": "none"}, 30),
+    "huc-missing": (QUICK | {"entrypoint": "lp"}, 30),
+    "va-driver-fails": ({"fault.init": "status 18"}, 30),
+    "va-trials": (QUICK | {"fault.encode": "status 24"}, 30),
 }
 
 
@@ -210,7 +210,7 @@ def test_a_driver_that_is_not_installed_is_named_and_installing_it_mends_that(
     (tmp_path / "empty").mkdir()
     said = with_gpu.doctor(LIBVA_DRIVERS_PATH=str(tmp_path / "empty"))
     assert "install mesa-va-drivers" in said.finding("va-driver-missing")["mend"]
-    assert said.code == 20
+    assert said.code == 30
     assert with_gpu.doctor().kinds <= ALWAYS - {"gpu-none"}
 
 
@@ -220,14 +220,14 @@ def test_a_driver_that_is_missing_is_a_failure_where_hardware_is_asked_for(
     gpus.add()
     (tmp_path / "empty").mkdir()
     lost = {"LIBVA_DRIVERS_PATH": str(tmp_path / "empty")}
-    assert with_gpu.doctor(**lost, TRANSCODER_SERVES="hardware").code == 21
+    assert with_gpu.doctor(**lost, TRANSCODER_SERVES="hardware").code == 31
     assert with_gpu.doctor(**lost, TRANSCODER_SERVES="software").finding("va-driver-missing")["level"] == "note"
 
 
 def test_a_device_that_is_not_here_is_named(with_gpu: Patient, gpus: gpu.Machine) -> None:
     gpus.add("renderD129", QUICK)
     said = with_gpu.doctor(TRANSCODER_DEVICE=str(gpus.nodes / "renderD128"))
-    assert said.code == 21
+    assert said.code == 31
     assert "renderD129 is 0000:03:00.0" in said.finding("gpu-chosen")["what"]
 
 
@@ -290,7 +290,7 @@ def test_a_root_that_the_user_may_not_write_to_is_found_by_trying(open_folder: P
 
 def test_a_root_that_is_not_there_is_a_failure(patient: Patient) -> None:
     said = patient.doctor(TRANSCODER_MEDIA_ROOTS=f"{patient.folder}/media:{patient.folder}/gone")
-    assert said.code == 21
+    assert said.code == 31
     assert said.finding("disk-missing")["about"] == f"{patient.folder}/gone"
 
 
@@ -345,7 +345,7 @@ def test_a_port_that_another_program_has_is_a_failure(patient: Patient) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         taken.settimeout(0)
         said = patient.doctor(TRANSCODER_METRICS_PORT=str(taken.getsockname()[1]))
-    assert said.code == 21
+    assert said.code == 31
     assert "Address already in use" in said.finding("port-refused")["what"]
 
 
@@ -371,7 +371,7 @@ def test_an_ffmpeg_that_is_missing_is_a_failure_and_the_gpu_is_looked_at_all_the
 ) -> None:
     gpus.add(encode="none")
     said = with_gpu.doctor(TRANSCODER_FFMPEG="/no/ffmpeg")
-    assert said.code == 21
+    assert said.code == 31
     assert said.kinds >= {"ffmpeg-missing", "va-entrypoints"}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WARNED, FAILED = 20, 21
+WARNED, FAILED = 30, 31
 """Exit codes of `transcoder doctor`."""
 
 

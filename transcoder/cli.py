@@ -400,7 +400,7 @@ def devices(
     help="""Say what is wrong with this host or container for a worker, why it matters, and the line that mends it.
 
     Looks at GPUs, drivers, ffmpeg, Redis, limits, disks, the clock and the metrics' port, with the settings, the user
-    and the groups that the worker would have. Ends with 0, 20 with a warning, 21 with a failure: docs/doctor.md.
+    and the groups that the worker would have. Ends with 0, 30 with a warning, 31 with a failure: docs/doctor.md.
 
     \b
     transcoder doctor

@@ -154,8 +154,8 @@ def exit_codes() -> tuple[tuple[int, str], ...]:
     fixed = {
         0: "success",
         2: "wrong usage of the command line",
-        20: "the doctor's worst finding is a warning",
-        21: "the doctor's worst finding is a failure",
+        30: "the doctor's worst finding is a warning",
+        31: "the doctor's worst finding is a failure",
         130: "interrupted (Ctrl-C)",
     }
     return tuple(sorted({**ours, **fixed}.items()))
