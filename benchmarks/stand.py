@@ -73,6 +73,9 @@ class Alone:
     def cancelled(self) -> bool:
         return False
 
+    def fenced(self) -> None:
+        """There was no earlier attempt."""
+
     def may_write(self, targets: Sequence[str]) -> None:
         """Nobody else writes here."""
 

@@ -36,6 +36,9 @@ class Yes:
     def cancelled(self) -> bool:
         return False
 
+    def fenced(self) -> None:
+        pass
+
     def may_write(self, targets: Sequence[str]) -> None:
         self.claimed = tuple(targets)
         self.on_claim()

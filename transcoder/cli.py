@@ -579,6 +579,9 @@ class _Interrupt:
     def cancelled(self) -> bool:
         return self._signal is not None
 
+    def fenced(self) -> None:
+        pass
+
     def may_write(self, targets: Sequence[str]) -> None:
         pass
 

@@ -61,6 +61,15 @@ class Permit(Protocol):
         """
         ...
 
+    def fenced(self) -> None:
+        """Told by a later attempt that the earlier ones can publish nothing any more; asked whether it may go on.
+
+        Raises:
+            JobCancelled: it was cancelled.
+            WorkersLost: too many workers were lost with it.
+        """
+        ...
+
     def may_write(self, targets: Sequence[str]) -> None:
         """Claim the final paths for this job, once they are known.
 
@@ -88,6 +97,10 @@ def transcode(
         TranscoderError: any of its kinds; which one says what the caller can do.
     """
     clock = Clock()
+    if attempt.number > 1:
+        if whole := attempt.left and publish.recover(attempt.job_id, attempt.number, attempt.left, policy):
+            return _announce(manifest.published(whole), emit)
+        permit.fenced()
     emit(Probing(spec.source))
     before, source = fingerprint(spec.source, policy), probe(spec.source, policy)
     allowed = machine if policy.hardware_decode else machine.decoding_in_software()
@@ -114,6 +127,7 @@ def transcode(
                 good = verify(planned, command.route, held.paths, finished, policy, permit.cancelled)
                 clock.lap("verify")
             except Fault as fault:
+                held.still_there()
                 tried.append(Tried(command.route.name, fault.kind.value, fault.what, clock.lap("lost")))
                 emit(FellBack(command.route, fault.kind, fault.what, tried[-1].lost))
                 again = sum(one.route == command.route.name for one in tried)

@@ -14,8 +14,10 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final
@@ -75,7 +77,14 @@ SILENT = 3600.0
 ASIDE = 1.0
 """Seconds before a job that came to a worker which had handed it on is offered again."""
 
+STEPS: Final = ("", *(f"\x06\x16{step}" for step in range(1, 10)))
+"""What follows a queue's name in the names of its lists, the most urgent first (kombu's separator and step)."""
+
 _HISTORY = 100
+_NAMED = re.compile(r'"id": "(\w+)\.')
+"""In a message: the name of the task, which begins with the job's id."""
+_PAGE = 500
+"""Messages that are read at a time."""
 _AT_ONCE = 50
 """Jobs that one change moves at most: Redis does nothing else meanwhile."""
 
@@ -101,12 +110,15 @@ class Message:
 class Claimed:
     """The job, which waited in `queue`, is this worker's now.
 
-    `spec` is JSON; `fence` is the number of the attempt, which every change shows.
+    `spec` is JSON; `fence` is the number of the attempt, which every change shows. `left` are the targets that an
+    earlier attempt may have begun to publish, `lost` is how many workers the job has lost.
     """
 
     spec: str
     fence: int
     queue: str
+    left: tuple[str, ...] = ()
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +168,29 @@ class Hop:
     job_id: str
     queue: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A job that waits again because its worker is not heard of any more: the `lost`th that it lost."""
+
+    job_id: str
+    fence: int
+    owner: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far the count of signs of life is; and for the one worker that acts at a time, what it did and met.
+
+    `short` are the queues that have fewer messages than waiting jobs at this moment.
+    """
+
+    count: int
+    acts: bool = False
+    taken_back: tuple[TakenBack, ...] = ()
+    short: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,8 +345,8 @@ class Ledger:
         # the claim's own word: when the answer is lost on the way, the repetition is still this claim
         answer = self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8))
         match answer:
-            case ["ok", spec, attempt, waited_in]:
-                return Claimed(spec, int(attempt), str(waited_in))
+            case ["ok", spec, attempt, waited_in, paths, lost]:
+                return Claimed(spec, int(attempt), str(waited_in), tuple(json.loads(paths)), int(lost))
             case ["newer", newer, waits_in]:
                 return Newer(int(newer), str(waits_in))
             case _:
@@ -339,6 +374,32 @@ class Ledger:
         _, *hops = self._change("tend", wait=prefer_wait)
         return [Hop(*hop) for hop in hops]
 
+    def reap(self, owner: str, dead: int, seen: int, lease: float) -> Look:
+        """Take back the jobs of which no sign of life came since the count of these was `dead`, if nobody else does.
+
+        Nothing is done where the count is lower than `seen`, which is how far it was at the last look. Who does it is
+        the only one for `lease` seconds. A bounded number of jobs is taken back at a time.
+        """
+        match self._change("reap", owner=owner, dead=dead, seen=seen, lease=round(lease * 1000)):
+            case [_, count, 1, jobs, short]:
+                taken_back = (TakenBack(job_id, int(fence), was, lost) for job_id, fence, was, lost in jobs)
+                return Look(count, True, tuple(taken_back), tuple(short))
+            case [_, count, *_]:
+                return Look(count)
+            case answer:
+                raise AssertionError(answer)
+
+    def send_again(self, queue: str) -> list[str]:
+        """Send a message for each job that waits in that queue and has none. Gives the jobs.
+
+        A job whose message was just taken and is not claimed yet gets another one, which then comes too late.
+        """
+        waiting = self._ask(lambda: self._redis.zrange(f"transcoder:waiting:{queue}", 0, -1))
+        named = {job_id for step in STEPS for job_id in self._named(queue + step)}
+        missing = [job_id for job_id in waiting if job_id not in named]
+        pages = [missing[at : at + _AT_ONCE] for at in range(0, len(missing), _AT_ONCE)]
+        return [job_id for ids in pages for job_id in self._change("send_again", queue=queue, ids=ids)[1:]]
+
     def leave(self, owner: str) -> None:
         """`owner` works no longer."""
         self._change("leave", owner=owner)
@@ -361,10 +422,20 @@ class Ledger:
             TransitionRefused: the job is not this worker's any more.
         """
         targets = [normpath(path) for path in paths]
-        digests = [_digest(target) for target in targets]
-        answer = self._held(job_id, self._change("take_targets", id=job_id, fence=str(fence), targets=digests))
+        words = {"targets": [_digest(target) for target in targets], "paths": json.dumps(list(paths))}
+        answer = self._held(job_id, self._change("take_targets", id=job_id, fence=str(fence), **words))
         if answer[0] == "taken":
             raise _taken(targets, answer)
+
+    def fenced(self, job_id: str, fence: int) -> None:
+        """Note that earlier attempts at the job cannot publish anything any more.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+            JobCancelled: it was cancelled.
+        """
+        if self._held(job_id, self._change("fenced", id=job_id, fence=str(fence))) == ["cancelled"]:
+            raise JobCancelled(f"job {job_id} was cancelled")
 
     def finish(
         self,
@@ -412,9 +483,9 @@ class Ledger:
         self._held(job_id, self._change("post", id=job_id, queue=queue, why=why))
 
     def cancel(self, job_id: str) -> str:
-        """Cancel a job: queued, or with a silent worker, at once; running, when its worker hears of it.
+        """Cancel a job: queued, at once; running, when its worker hears of it. Gives its state now.
 
-        Gives its state now.
+        One that was taken from a silent worker stays queued until another worker has taken away what that one left.
 
         Raises:
             TransitionRefused: it is finished.
@@ -448,9 +519,20 @@ class Ledger:
         """Give the connections back."""
         self._redis.close()
 
+    def _named(self, key: str) -> Iterator[str]:
+        """The jobs that the messages of a list name. Read from where messages are added, so that none is missed."""
+        for start in count(0, _PAGE):
+            page = self._ask(partial(self._redis.lrange, key, start, start + _PAGE - 1))
+            yield from (found[1] for text in page if (found := _NAMED.search(text)))
+            if len(page) < _PAGE:
+                return
+
     def _change(self, operation: str, **words: object) -> list[Any]:
+        return self._ask(lambda: self._script(args=[operation, json.dumps(words, ensure_ascii=False)]))
+
+    def _ask(self, question: Callable[[], Any]) -> list[Any]:
         try:
-            answer: list[Any] = self._script(args=[operation, json.dumps(words, ensure_ascii=False)])
+            answer: list[Any] = question()
         except (redis.RedisError, OSError) as refused:
             if _is_a_bug(refused):
                 raise
@@ -490,8 +572,14 @@ def _script(retention: float) -> str:
         f"local LEGAL = {{{ways}}}\n"
         f"local RETENTION, HISTORY, AT_ONCE = {max(1, round(retention))}, {_HISTORY}, {_AT_ONCE}\n"
         f"local ALIVE, GRACE, SILENT, ASIDE = {ALIVE}, {GRACE}, {round(SILENT)}, {ASIDE}\n"
+        f"local STEPS = {{{', '.join(map(_quoted, STEPS))}}}\n"
     )
     return constants + Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    """A string of Lua, which counts bytes in decimals."""
+    return '"' + "".join(f"\\{byte:03}" for byte in text.encode()) + '"'
 
 
 def nowhere(spec: JobSpec, live: Sequence[Told]) -> NoRoute:

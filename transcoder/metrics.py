@@ -123,6 +123,12 @@ _DOCUMENTED = (
         "a place), unserved (no live worker served the queue).",
     ),
     Documented(
+        "transcoder_reaped_jobs_total",
+        "counter",
+        (),
+        "Jobs that this worker took back from workers that were not heard of any more.",
+    ),
+    Documented(
         "transcoder_slot_used_pixels_per_second",
         "gauge",
         ("device",),
@@ -195,6 +201,7 @@ class Metrics:
         self._seconds = self._histogram("transcoder_job_seconds", _SECONDS)
         self._waits = self._histogram("transcoder_slot_wait_seconds", _WAITS)
         self._hops = self._counter("transcoder_hops_total")
+        self._reaped = self._counter("transcoder_reaped_jobs_total")
         self._active = self._gauge("transcoder_active_jobs")
         self._gauge("transcoder_build_info").labels(version, ffmpeg).set(1)
         if queues:
@@ -211,6 +218,10 @@ class Metrics:
     def hopped(self, queue: str, reason: str) -> None:
         """A job went from a hardware queue to software."""
         self._hops.labels(queue, reason).inc()
+
+    def reaped(self) -> None:
+        """A job was taken back from a worker that is gone."""
+        self._reaped.inc()
 
     def waited(self, device: str, seconds: float) -> None:
         """A job got its slot on the device, or the CPUs, after that time."""

@@ -19,7 +19,7 @@ from typing import Any
 from transcoder.errors import JobCancelled, TargetExists, TargetUnwritable
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
-from transcoder.scratch import INTENT, Scratch, abandoned
+from transcoder.scratch import INTENT, Scratch, abandoned, taken_over
 from transcoder.targets import crosses, unwritable
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
     """Give every output its name, then the manifest its own (named in its result), each whole at every moment.
 
     Raises:
-        TargetExists: somebody else made a target meanwhile, or took the job over.
+        TargetExists: somebody else made a target meanwhile.
+        TransitionRefused: a later attempt took the job over.
         TargetUnwritable: the file system refuses.
     """
     try:
@@ -68,6 +69,7 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
         _write(os.path.join(held.folder, INTENT), intent)
         _sync(held.folder)
     except OSError as error:
+        held.still_there()
         raise unwritable(held.targets[0], error) from None
     _carry_out(held.folder, intent, policy)
 
@@ -114,10 +116,7 @@ def _carry_out(folder: str, intent: Json, policy: Policy) -> None:
         os.replace(draft, path)
     except (OSError, TargetUnwritable) as error:
         if not os.path.exists(os.path.join(folder, INTENT)):
-            raise TargetExists(
-                f"another process took over while {target!r} was published",
-                "Look at the job's record; it goes on there.",
-            ) from None
+            raise taken_over(target) from None
         _take_back(folder, intent)
         raise _refused(folder, target, error) from None
     _sync(os.path.dirname(path))

@@ -31,13 +31,10 @@ TASK: Final = "transcoder.run"
 
 DEFAULT: Final = queue_name(SOFTWARE)
 
-_STEPS = 10
-_SEPARATOR = "\x06\x16"  # kombu's, between the name of a queue and the step of a priority
-
 
 def step(priority: int) -> int:
     """A priority, 9 the most urgent, as kombu's Redis transport counts: 0 the most urgent."""
-    return _STEPS - 1 - priority
+    return len(ledger.STEPS) - 1 - priority
 
 
 def message(job_id: str, priority: int, queue: str = DEFAULT) -> Message:
@@ -63,7 +60,7 @@ def message(job_id: str, priority: int, queue: str = DEFAULT) -> Message:
             "delivery_tag": secrets.token_hex(16),
         },
     }
-    return Message(queue, f"{_SEPARATOR}{level}" if level else "", json.dumps(envelope))
+    return Message(queue, ledger.STEPS[level], json.dumps(envelope))
 
 
 _EMBED: Final[dict[str, Any]] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -233,7 +230,7 @@ _QUIET: Final[dict[str, Any]] = {
 }
 
 _TRANSPORT: Final[dict[str, Any]] = {
-    "priority_steps": list(range(_STEPS)),
+    "priority_steps": list(range(len(ledger.STEPS))),
     # Without it nothing is kept in `unacked`: with early acknowledgement a message would only pass through, at the
     # price of two more transactions, and the restoring of what is older than an hour. A message that is lost between
     # Redis and the claim is a queued record without message, which is found by its record.

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep, time
 
-from transcoder.errors import TargetExists
+from transcoder.errors import TargetExists, TransitionRefused
 from transcoder.targets import unwritable
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,15 @@ class Scratch:
     folder: str
     paths: tuple[str, ...]
     targets: tuple[str, ...]
+
+    def still_there(self) -> None:
+        """Check that no later attempt has taken the folder away: then all that goes wrong here comes from that.
+
+        Raises:
+            TransitionRefused: one has.
+        """
+        if not os.path.isdir(self.folder):
+            raise taken_over(self.targets[0])
 
 
 @contextmanager
@@ -206,6 +215,13 @@ def _lock_or_none(folder: str) -> int | None:
         return handle
     os.close(handle)
     return None
+
+
+def taken_over(target: str) -> TransitionRefused:
+    """The error of an attempt that lost the job to a later one."""
+    return TransitionRefused(
+        f"another process took over the job that makes {target!r}", "Look at the job's record; it goes on there."
+    )
 
 
 def _busy(job_id: str) -> TargetExists:

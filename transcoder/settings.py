@@ -138,6 +138,15 @@ class Settings(BaseModel):
         description="The same of the container's CPUs together; 0 takes 62,000,000 for each CPU of its quota, which is "
         "one 1080p30.",
     )
+    lease: Limit = Field(
+        3.0,
+        ge=1,
+        description="How long nothing is heard of a running job before it is taken from its worker. More bears longer "
+        "pauses of hosts and of the network; a killed worker's jobs wait that much longer.",
+    )
+    lost_workers: int = Field(
+        10, ge=1, le=1000, description="Workers that may be lost while they have a job, before it fails."
+    )
     breaker_faults: int = Field(
         3, ge=1, le=1000, description="Faults of a device, for one codec, after which it gets no more jobs for a while."
     )

@@ -114,6 +114,11 @@ class Slots:
             with suppress(redis.RedisError, OSError):  # the next time will do
                 self._change("renew", leases=held)
 
+    def forget(self, beginning: str) -> None:
+        """Give back the leases whose names begin so: their worker is gone, and those who wait need not wait for it."""
+        with suppress(redis.RedisError, OSError):  # they run out by themselves
+            self._change("forget", beginning=beginning)
+
     def usage(self, capacities: Sequence[Capacity]) -> Mapping[str, Usage]:
         """How much of each is taken by all who share it, by name.
 

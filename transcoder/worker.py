@@ -35,15 +35,17 @@ from transcoder.errors import (
     NoRouteWorked,
     TranscoderError,
     TransitionRefused,
+    WorkersLost,
 )
 from transcoder.events import Advanced, Emit, Event, Failed, FellBack, HandedOn, Started, phase
 from transcoder.faults import blames_device
 from transcoder.job import transcode
-from transcoder.ledger import Claimed, Ledger, Newer, Report, Told, connect
+from transcoder.ledger import Claimed, Ledger, Newer, Report, TakenBack, Told, connect
 from transcoder.machine import SOFTWARE
 from transcoder.manifest import Attempt
 from transcoder.placement import Serves
 from transcoder.policy import Policy
+from transcoder.reaper import Reaper
 from transcoder.settings import Settings
 from transcoder.slots import Capacity, Slots
 from transcoder.spec import JobSpec
@@ -123,8 +125,10 @@ def _work(chosen: Settings, post: Post) -> int:
     share = Share(Slots(connect(chosen.broker_url)), chosen.device_budget, chosen.software_budget or PER_CPU * cpus())
     equipped: Future[Equipment] = Future()
     looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
+    reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
     heart.start(station, share)
-    run = Worker(ledger, heart, equipped, policy).run
+    reaper.start()
+    run = Worker(ledger, heart, equipped, policy, chosen.lost_workers).run
     code = queue.consume(
         chosen.broker_url,
         run,
@@ -133,6 +137,7 @@ def _work(chosen: Settings, post: Post) -> int:
         ready=heart.consuming,
         served=station.queues,
     )
+    reaper.stop()
     heart.stop()
     if looked.done():
         looked.result()
@@ -190,6 +195,15 @@ def _look(
     station.look_closer(machine, chosen.cache_folder)
 
 
+def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBack], None]:
+    def taken_back(job: TakenBack) -> None:
+        share.slots.forget(f"{job.job_id}.{job.fence}.")
+        if equipped.done():
+            equipped.result().metrics.reaped()
+
+    return taken_back
+
+
 class Share:
     """What this worker may take of its device and of its CPUs, which others take of, too."""
 
@@ -210,11 +224,14 @@ class Share:
 class Worker:
     """Runs jobs, one in each thread that calls `run`."""
 
-    def __init__(self, ledger: Ledger, heart: Heart, equipped: Future[Equipment], policy: Policy) -> None:
+    def __init__(
+        self, ledger: Ledger, heart: Heart, equipped: Future[Equipment], policy: Policy, lost_workers: int = 10
+    ) -> None:
         self._ledger = ledger
         self._heart = heart
         self._equipped = equipped
         self._policy = policy
+        self._lost_workers = lost_workers
 
     def run(self, job_id: str) -> None:
         """Do what the message asks, if the record says that it is still to be done. Raises nothing but bugs."""
@@ -222,7 +239,8 @@ class Worker:
         match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA)):
             case Claimed() as claimed:
                 # no queue is served before the equipment is there
-                held = Held(self._ledger, job_id, claimed, self._heart.wake, self._equipped.result())
+                equipment = self._equipped.result()
+                held = Held(self._ledger, job_id, claimed, self._heart.wake, equipment, self._lost_workers)
                 # suppressed: what the record's new owner does with the job is not ours to say
                 with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
                     self._transcode(held, claimed)
@@ -248,7 +266,7 @@ class Worker:
         try:
             asked = held.asked = spec.read(json.loads(claimed.spec))
             listeners.append(equipment.metrics.listener(asked))
-            attempt = Attempt(held.job_id, claimed.fence)
+            attempt = Attempt(held.job_id, claimed.fence, claimed.left)
             published = transcode(asked, attempt, equipment.station.machine(), self._policy, emit, held)
             held.finish("published", result=published.as_record())
         except Elsewhere as gone:
@@ -296,7 +314,13 @@ class Held:
     """What is to be made, as soon as it was read."""
 
     def __init__(
-        self, ledger: Ledger, job_id: str, claimed: Claimed, changed: Callable[[], None], equipment: Equipment
+        self,
+        ledger: Ledger,
+        job_id: str,
+        claimed: Claimed,
+        changed: Callable[[], None],
+        equipment: Equipment,
+        lost_workers: int = 10,
     ) -> None:
         self.job_id = job_id
         self.fence = claimed.fence
@@ -304,6 +328,7 @@ class Held:
         self._ledger = ledger
         self._changed = changed
         self._equipment = equipment
+        self._lost, self._lost_workers = claimed.lost, lost_workers
         self._leases = count(1)
         self._last_fault: FellBack | None = None
         self._stop = threading.Event()
@@ -315,6 +340,15 @@ class Held:
     def cancelled(self) -> bool:
         """Whether the job was cancelled or taken away. Costs nothing: the heart has asked."""
         return self._stop.is_set()
+
+    def fenced(self) -> None:
+        """Record that earlier attempts can publish nothing any more; waits while Redis is away."""
+        patiently(lambda: self._ledger.fenced(self.job_id, self.fence), self._stop)
+        if self._lost >= self._lost_workers:
+            raise WorkersLost(
+                f"job {self.job_id} lost {self._lost} workers, one after the other",
+                "Look in their logs and the kernel's for what ended them (out of memory?), then submit it again.",
+            )
 
     def may_write(self, targets: Sequence[str]) -> None:
         """Claim the targets; waits while Redis is away."""
@@ -509,6 +543,8 @@ class Heart:
 
     def _tend(self) -> None:
         """What any worker does for all: leases renewed, trials of what failed, jobs that waited too long moved."""
+        if self._away:  # each question would keep the next beat waiting
+            return
         if self._share:
             self._share.slots.renew()
         if self._station:
