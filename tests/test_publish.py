@@ -13,6 +13,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -501,6 +502,62 @@ def test_an_interrupted_attempt_is_completed_or_undone_by_the_next(
         assert ladder.litter == []
         outcomes.add((promised, bool(found)))
     assert outcomes == {(False, False), (False, True), (True, True)}
+
+
+def waking_up_late(ladder: Ladder, step: int) -> tuple[bool, Mapping[str, Any] | None]:
+    """An attempt that stands still before its `step`-th call into the file system until the next one has taken over.
+
+    Gives whether it came so far, and the manifest that the next attempt found or completed.
+    """
+    count, found = itertools.count(), []
+
+    def late(call: Callable[..., Any]) -> Callable[..., Any]:
+        def step_by_step(*words: Any, **options: Any) -> Any:
+            if next(count) == step:
+                found.append(ladder.recover())
+            return call(*words, **options)
+
+        return step_by_step
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STEPS:
+            patch.setattr(os, name, late(getattr(os, name)))
+        patch.setattr(publish, "_renameat2", late(publish._renameat2))
+        with suppress(TransitionRefused, TargetExists, TargetUnwritable):
+            ladder.publish()
+    return bool(found), found[0] if found else None
+
+
+def refuse_the_late_one(ladder: Ladder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last output cannot be renamed, while the next attempt can do that."""
+    rename = publish._rename
+
+    def refuse(made: str, target: str, *, overwrite: bool) -> None:
+        if target == ladder.targets[-1] and "~" not in made:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(made, target, overwrite=overwrite)
+
+    monkeypatch.setattr(publish, "_rename", refuse)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "that fails"])
+@pytest.mark.parametrize("apart", [False, True], ids=["beside", "apart"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_an_attempt_that_wakes_up_late_changes_nothing_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, apart: bool, fails: bool
+) -> None:
+    scenes = Scenes(tmp_path, overwrite=overwrite, apart=apart)
+    for step in itertools.count(6):  # before, it has not even claimed its folder
+        ladder = scenes.ready()
+        if fails:
+            refuse_the_late_one(ladder, monkeypatch)
+        reached, found = waking_up_late(ladder, step)
+        monkeypatch.undo()
+        if not reached:
+            assert step > 30, "the steps are no longer seen"
+            return
+        assert ladder.state == ("new" if found else "old" if overwrite else "absent"), step
+        assert (ladder.manifest.exists(), ladder.litter) == (bool(found), []), step
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -386,11 +386,17 @@ class Crew:
         return [path.name for path in self.folder.glob(".transcoder*")]
 
 
+@contextmanager
+def a_crew(redis: services.Redis, folder: Path, source: Path) -> Iterator[Crew]:
+    with ExitStack() as stack:
+        yield Crew(redis, folder, source, stack, Client(redis.url))
+
+
 @pytest.fixture
 def crew(redis: services.Redis, tmp_path: Path, make_clip: MakeClip) -> Iterator[Crew]:
     source = make_clip("testsrc2=s=640x360:r=25:d=12", audio=False, extra=["-preset", "ultrafast"])
-    with ExitStack() as stack:
-        yield Crew(redis, tmp_path, source, stack, Client(redis.url))
+    with a_crew(redis, tmp_path, source) as crew:
+        yield crew
 
 
 def test_the_job_of_a_killed_worker_is_started_again_by_another_within_seconds(crew: Crew) -> None:

@@ -522,7 +522,7 @@ def test_what_redis_did_not_hear_is_told_again(parts: Parts, tmp_path: Path) -> 
 def test_a_wait_for_redis_ends_with_the_job(parts: Parts, redis: services.Redis) -> None:
     held = parts.holds()
     redis.kill()
-    threading.Timer(0.3, held.must_stop).start()
+    threading.Timer(0.3, held.must_stop, ["cancelled"]).start()
     with pytest.raises(JobCancelled, match="while Redis was away"):
         held.still_ours()
 

@@ -326,7 +326,7 @@ function operations.hand_back(ask)
   if not refusal and asked then return cancel(ask.id, asked) or {'ok'} end
   refusal = refusal or put_back(ask.id, ask.why)
   if refusal then return refusal end
-  send(ask.id, field(ask.id, 'queue'))
+  send(ask.id, field(ask.id, 'queue'), true)
   return {'ok'}
 end
 

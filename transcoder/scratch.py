@@ -26,6 +26,9 @@ _LOCK = "lock"
 INTENT = "intent.json"
 """The file in a scratch folder that says its outputs are verified, and where they go."""
 
+UNDONE = "undone.json"
+"""The same once its attempt has failed: what was renamed is being taken back."""
+
 STALE = 3600.0
 """Seconds without any change after which another job's folder with a free lock is taken for abandoned."""
 
@@ -199,7 +202,7 @@ def _clear_away(folder: str) -> None:
     with suppress(OSError):
         names = os.listdir(folder)
         touched = max(os.stat(path).st_mtime for path in (folder, *(os.path.join(folder, name) for name in names)))
-        if INTENT not in names and time() - touched > STALE:
+        if not {INTENT, UNDONE}.intersection(names) and time() - touched > STALE:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -144,6 +144,11 @@ class Settings(BaseModel):
         description="How long nothing is heard of a running job before it is taken from its worker. More bears longer "
         "pauses of hosts and of the network; a killed worker's jobs wait that much longer.",
     )
+    grace: Limit = Field(
+        8.0,
+        description="Time that running jobs have to finish when a worker is told to end (SIGTERM); those that cannot "
+        "go back to the queue. Whoever kills it, such as Docker after its stop timeout, must wait 2 s longer.",
+    )
     lost_workers: int = Field(
         10, ge=1, le=1000, description="Workers that may be lost while they have a job, before it fails."
     )

@@ -27,6 +27,7 @@ from typing import TypeVar, get_args
 from transcoder import bell, log, metrics, placement, queue, settings, slots, spec
 from transcoder.breaker import Rules
 from transcoder.command import Command
+from transcoder.drain import Drain
 from transcoder.errors import (
     BrokerUnavailable,
     JobCancelled,
@@ -37,7 +38,7 @@ from transcoder.errors import (
     TransitionRefused,
     WorkersLost,
 )
-from transcoder.events import Advanced, Emit, Event, Failed, FellBack, HandedOn, Started, phase
+from transcoder.events import Advanced, Emit, Event, Failed, FellBack, HandedOn, Started, Verifying, phase
 from transcoder.faults import blames_device
 from transcoder.job import transcode
 from transcoder.ledger import Claimed, Ledger, Newer, Report, TakenBack, Told, connect
@@ -61,6 +62,9 @@ GATHER = 0.05
 """Seconds in which phases are gathered into one word, so that jobs of milliseconds do not make the heart race."""
 FRESH = 6.0
 """Seconds without an answer from Redis after which the worker counts as unhealthy."""
+
+DOUBTS = 4
+"""Looks of the drain, one after the other, at which a job would not be done in time, before that is believed."""
 
 TEND = 1.0
 """Seconds between two looks at the jobs that wait too long for hardware."""
@@ -128,7 +132,9 @@ def _work(chosen: Settings, post: Post) -> int:
     reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
     heart.start(station, share)
     reaper.start()
-    run = Worker(ledger, heart, equipped, policy, chosen.lost_workers).run
+    drain = Drain(chosen.grace, heart.held)
+    drain.start()
+    run = Worker(ledger, heart, equipped, policy, chosen.lost_workers, drain.over).run
     code = queue.consume(
         chosen.broker_url,
         run,
@@ -136,6 +142,7 @@ def _work(chosen: Settings, post: Post) -> int:
         concurrency=post.places,
         ready=heart.consuming,
         served=station.queues,
+        ending=drain.told,
     )
     reaper.stop()
     heart.stop()
@@ -225,22 +232,37 @@ class Worker:
     """Runs jobs, one in each thread that calls `run`."""
 
     def __init__(
-        self, ledger: Ledger, heart: Heart, equipped: Future[Equipment], policy: Policy, lost_workers: int = 10
+        self,
+        ledger: Ledger,
+        heart: Heart,
+        equipped: Future[Equipment],
+        policy: Policy,
+        lost_workers: int = 10,
+        over: threading.Event | None = None,
     ) -> None:
         self._ledger = ledger
         self._heart = heart
         self._equipped = equipped
         self._policy = policy
         self._lost_workers = lost_workers
+        self._over = over
 
     def run(self, job_id: str) -> None:
         """Do what the message asks, if the record says that it is still to be done. Raises nothing but bugs."""
+        with suppress(Ended):  # the reaper finds a job whose message was lost, or which has lost its worker
+            self._run(job_id)
+
+    def _run(self, job_id: str) -> None:
         owner = self._heart.owner
-        match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA)):
+        match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA), over=self._over):
             case Claimed() as claimed:
                 # no queue is served before the equipment is there
                 equipment = self._equipped.result()
-                held = Held(self._ledger, job_id, claimed, self._heart.wake, equipment, self._lost_workers)
+                held = Held(
+                    *(self._ledger, job_id, claimed, self._heart.wake, equipment),
+                    lost_workers=self._lost_workers,
+                    over=self._over,
+                )
                 # suppressed: what the record's new owner does with the job is not ours to say
                 with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
                     self._transcode(held, claimed)
@@ -253,7 +275,7 @@ class Worker:
         why = f"needs a worker that reads schema {newer.schema}; this one reads up to {spec.SCHEMA}"
         log.write("passed_on", why, level=logging.WARNING, job=job_id)
         with suppress(TransitionRefused, JobUnknown):  # cancelled in between
-            patiently(lambda: self._ledger.post(job_id, newer.queue, why))
+            patiently(lambda: self._ledger.post(job_id, newer.queue, why), over=self._over)
 
     def _transcode(self, held: Held, claimed: Claimed) -> None:
         equipment = self._equipped.result()
@@ -274,11 +296,13 @@ class Worker:
         except (TransitionRefused, JobUnknown) as lost:
             emit(Failed(lost))
             log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+        except JobCancelled as stopped:
+            self._stop(held, stopped, emit)
         except (NoRoute, NoRouteWorked) as unsuited:
             self._go_on(held, unsuited, emit)
         except TranscoderError as wrong:
             emit(Failed(wrong))
-            held.finish("cancelled" if isinstance(wrong, JobCancelled) else "failed", error=wrong.as_record())
+            held.finish("failed", error=wrong.as_record())
         except Exception as bug:
             log.LOGGER.exception("job %s met a bug", held.job_id)
             unexpected = TranscoderError(
@@ -286,6 +310,20 @@ class Worker:
             )
             emit(Failed(unexpected))
             held.finish("failed", error=unexpected.as_record() | {"kind": "unexpected"})
+
+    def _stop(self, held: Held, stopped: JobCancelled, emit: Emit) -> None:
+        """The job was ended before its time: by its user, because it is another worker's, or because this one ends."""
+        match held.why_stopped:
+            case "lost":
+                lost = TransitionRefused(f"job {held.job_id} is not this worker's any more")
+                emit(Failed(lost))
+                log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+            case "cancelled":
+                emit(Failed(stopped))
+                held.finish("cancelled", error=stopped.as_record())
+            case why:
+                emit(HandedOn(placement.short(held.queue), why))
+                held.hand_back(why)
 
     def _go_on(self, held: Held, unsuited: NoRoute | NoRouteWorked, emit: Emit) -> None:
         """What requires hardware and found none fit here goes to another worker that may have it, else it fails."""
@@ -296,6 +334,10 @@ class Worker:
         else:
             emit(Failed(unsuited))
             held.finish("failed", error=unsuited.as_record())
+
+
+class Ended(Exception):
+    """The worker ends and Redis is away: what it should hear is left for others to find out."""
 
 
 class Elsewhere(Exception):
@@ -320,8 +362,15 @@ class Held:
         claimed: Claimed,
         changed: Callable[[], None],
         equipment: Equipment,
+        *,
         lost_workers: int = 10,
+        over: threading.Event | None = None,
     ) -> None:
+        self.queue = claimed.queue
+        self.why_stopped = "cancelled"
+        self._over = over
+        self._eta: float | None = None
+        self._doubts = 0
         self.job_id = job_id
         self.fence = claimed.fence
         self._for_hardware = claimed.queue != placement.queue_name(SOFTWARE)
@@ -414,18 +463,39 @@ class Held:
         patiently(lambda: self._ledger.still_ours(self.job_id, self.fence), self._stop)
 
     def finish(self, state: str, **ending: dict[str, object]) -> None:
-        """Record the end; waits while Redis is away."""
-        patiently(lambda: self._ledger.finish(self.report(), state, **ending))
+        """Record the end; waits while Redis is away, unless the worker ends."""
+        patiently(lambda: self._ledger.finish(self.report(), state, **ending), over=self._over)
 
-    def must_stop(self) -> None:
-        """The ledger says that the job was cancelled or belongs to another worker."""
+    def hand_back(self, why: str) -> None:
+        """Let another worker have it; nothing of it is left here."""
+        patiently(lambda: self._ledger.hand_back(self.job_id, self.fence, why), over=self._over)
+
+    def must_stop(self, verdict: str) -> None:
+        """The ledger says that the job was 'cancelled', or that it is 'lost' to another worker."""
+        self.why_stopped = verdict
         self._stop.set()
+
+    def fits(self, seconds: float) -> bool:
+        """Whether it may be done by then: not if it has no slot yet, nor if its encoding takes longer at this pace."""
+        if self._phase == "waiting":
+            return False
+        # at its very beginning an encoding is slower than it will be
+        self._doubts = self._doubts + 1 if self._eta is not None and self._eta > seconds else 0
+        return self._doubts < DOUBTS
+
+    def give_back(self, why: str) -> None:
+        """The worker ends and others shall have the job. What is being published is published."""
+        if not self._stop.is_set():
+            self.why_stopped = why
+            self._stop.set()
 
     def listen(self, event: Event) -> None:
         """Keep what the ledger is to be told."""
         begun = phase(event)
         if isinstance(event, Advanced):
-            self._progress = _progress(event)
+            self._progress, self._eta = _progress(event), event.eta
+        if isinstance(event, FellBack | Verifying):
+            self._eta = None
         if isinstance(event, FellBack):
             self._last_fault = event
         if begun and begun != "done" and (begun != self._phase or isinstance(event, Started)):
@@ -484,6 +554,10 @@ class Heart:
         with suppress(BrokerUnavailable):
             self._ledger.leave(self.owner)
 
+    def held(self) -> set[Held]:
+        """The jobs that run at the moment."""
+        return self._held.copy()
+
     def consuming(self) -> None:
         """The worker takes messages from now on."""
         self._consuming = True
@@ -520,7 +594,7 @@ class Heart:
             self._awake.clear()
 
     def _beat(self) -> None:
-        told = [(held, held.report()) for held in self._held.copy()]
+        told = [(held, held.report()) for held in self.held()]
         try:
             serves = self._station.told() if self._station else Told()
             if queue.leaving():  # `require` is refused from now on where nobody else serves it
@@ -539,7 +613,7 @@ class Heart:
         for (held, report), verdict in zip(told, verdicts, strict=True):
             held.told(report)
             if verdict != "go on":
-                held.must_stop()
+                held.must_stop(verdict)
 
     def _tend(self) -> None:
         """What any worker does for all: leases renewed, trials of what failed, jobs that waited too long moved."""
@@ -565,21 +639,23 @@ class Heart:
             self.hopped(name, hop.why)
 
 
-def patiently(ask: Callable[[], T], stop: threading.Event | None = None) -> T:
+def patiently(ask: Callable[[], T], stop: threading.Event | None = None, *, over: threading.Event | None = None) -> T:
     """Ask until Redis answers, at growing intervals of at most 3 s.
 
     Raises:
         JobCancelled: `stop` was set while waiting.
+        Ended: `over` was.
     """
     pause = 0.1
     while True:
         try:
             return ask()
         except BrokerUnavailable:
-            if stop is None:
+            waited = stop or over
+            if waited is None:
                 sleep(pause)
-            elif stop.wait(pause):
-                raise JobCancelled("the job was cancelled while Redis was away") from None
+            elif waited.wait(pause):
+                raise (JobCancelled("the job was cancelled while Redis was away") if stop else Ended()) from None
             pause = min(3.0, pause * 2)
 
 
