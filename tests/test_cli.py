@@ -27,7 +27,10 @@ from transcoder.errors import JobCancelled, SpecError, exit_codes
 from transcoder.spec import Audio, JobSpec, Output, Video
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = ("run", "submit", "jobs", "status", "watch", "cancel", "devices", "worker", "profiles", "schema")
+VERBS = (
+    *("run", "submit", "jobs", "status", "watch", "cancel", "retry", "quarantine"),
+    *("devices", "worker", "profiles", "schema"),
+)
 SMALL = """
 description: Small and fast.
 outputs:
@@ -605,3 +608,16 @@ def test_a_token_makes_one_job_of_two_submits(call: Call, clip: Path) -> None:
 def test_a_submit_outside_the_media_roots_is_refused_at_once(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSCODER_MEDIA_ROOTS", "/media")
     assert call("submit", "/etc/passwd", "/media/out.mp4", "-p", "small").code == 4
+
+
+@pytest.mark.usefixtures("queue")
+def test_a_job_that_failed_is_tried_again_as_a_new_one(call: Call, clip: Path, here: Path) -> None:
+    shutil.move(clip, here / "later.mp4")
+    number = call("submit", clip.name, "out.mp4", "-p", "small", "--json").json["id"]
+    assert call("watch", number).code == 5
+    shutil.move(here / "later.mp4", clip)
+    again = call("retry", number).out.strip()
+    assert again not in ("", number)
+    assert call("watch", again).code == 0
+    assert call("retry", again).code == 17
+    assert call("quarantine", "--json").json == []

@@ -13,7 +13,11 @@ from time import monotonic, sleep
 
 # PDEATHSIG fires when the forking thread ends and survives exec (prctl(2)); the shell then checks that the parent did
 # not die before it was set. preexec_fn would do the same and is not safe with threads.
-DYING_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
+DYING_WITH_PARENT = (
+    *("setpriv", "--pdeathsig", "KILL", "sh", "-c"),
+    # where memory is short, ffmpeg shall be killed and not the worker; everybody may raise this (proc(5))
+    '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; [ "$PPID" = "$0" ] && exec "$@"',
+)
 """Words before a program that shall not outlive the thread that starts it; this process's id stands between them."""
 
 _MOST = 1 << 20

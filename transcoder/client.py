@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transcoder import placement, queue, settings
-from transcoder.errors import TargetExists, TranscoderError, error_named
+from transcoder.errors import TargetExists, TranscoderError, TransitionRefused, error_named
 from transcoder.ledger import FINISHED, TRANSITIONS, Heard, Ledger, Moment, Record
 from transcoder.machine import SOFTWARE
 from transcoder.roots import refuse_outside
 from transcoder.spec import JobSpec
 
 PHASES = ("queued", "probing", "waiting", "encoding", "verifying", "publishing")
-"""The phases that a job goes through on its way, in order; after them it is published, failed or cancelled.
+"""The phases that a job goes through on its way, in order; after them it has one of the states of a finished job.
 
 It waits only where its device, or the CPUs, have all the work that they can bear.
 """
@@ -39,10 +39,10 @@ class Progress:
 class Status:
     """A job as it stood at one moment. Times are Unix times in seconds, None for what has not happened.
 
-    `state` is queued, running, published, failed or cancelled; `phase` is one of PHASES, or the state of a finished
-    job. `spec` is what was asked, as JSON values. `result` is there once it is published, `error` once it failed or
-    was cancelled. `attempts` counts how often a worker took it. `queue` is the one that it waits in or was taken from,
-    `waiting_for` says why it does not run yet.
+    `state` is queued, running, published, failed, cancelled or quarantined; `phase` is one of PHASES, or the state of a
+    finished job. `spec` is what was asked, as JSON values. `result` is there once it is published, `error` once it
+    ended otherwise. `attempts` counts how often a worker took it. `queue` is the one that it waits in or was taken
+    from, `waiting_for` says why it does not run yet.
     """
 
     id: str
@@ -149,6 +149,19 @@ class Client:
         """
         return self._ledger.cancel(job_id)
 
+    def retry(self, job_id: str) -> str:
+        """Submit a job that failed, was cancelled or rests in quarantine once more, as a new job. Gives its id.
+
+        Raises:
+            TransitionRefused: it is not finished, or it is published.
+            JobUnknown: there is no record of it.
+        """
+        now = self.status(job_id)
+        if now.state in ("published", "queued", "running"):
+            raise TransitionRefused(f"job {job_id} is {now.state}", "Only what ended without an output is tried again.")
+        # a token names its first job
+        return self.submit(JobSpec.model_validate({**now.spec, "token": None}))
+
     def jobs(self, state: str | None = None, limit: int = 50) -> list[Status]:
         """The newest jobs first, all or those in one state."""
         if state is not None and state not in TRANSITIONS:
@@ -205,6 +218,8 @@ def _waiting_for(record: Record) -> str | None:
         return f"{fields.get('detail') or 'a slot'}, which has all the work that it can bear"
     if fields["state"] != "queued":
         return None
+    if again := fields.get("again"):
+        return f"its next try, in {max(0.0, float(again) - time.time()):.0f} s"
     ability = placement.short(fields["queue"])
     if record.waiting is None:
         return f"a worker that serves {ability}"

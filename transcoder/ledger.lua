@@ -85,7 +85,8 @@ local function retire(id)
   release(id)
   redis.call('DEL', message_key(id))
   redis.call('ZREM', 'transcoder:aside', id)
-  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried')
+  redis.call('ZREM', 'transcoder:later', id)
+  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried', 'again')
   redis.call('HSET', job_key(id), 'finished', at(now))
   local token = field(id, 'token')
   if token then redis.call('EXPIRE', token_key(token), RETENTION) end
@@ -199,24 +200,31 @@ function operations.submit(job)
   return {'ok', job.id}
 end
 
+-- what its new holder is told of a job
+local function claimed(id)
+  local spec, attempt, queue, paths = unpack(redis.call('HMGET', job_key(id), 'spec', 'attempt', 'queue', 'paths'))
+  local lost, put_off, crashes, careful = unpack(redis.call('HMGET', job_key(id), 'lost', 'put_off', 'crashes', 'careful'))
+  return {'ok', spec, attempt, queue, paths or '[]', lost or 0, put_off or 0, crashes or 0, careful or 0}
+end
+
 function operations.claim(ask)
   local id = ask.id
-  local job = redis.call('HMGET', job_key(id), 'state', 'schema', 'queue', 'claim', 'attempt', 'spec', 'paths', 'lost')
-  local state, schema, queue, claim, attempt, spec, paths, lost = unpack(job)
-  if state == 'running' and claim == ask.claim then return {'ok', spec, attempt, queue, paths or '[]', lost or 0} end
+  local state, schema, queue, claim = unpack(redis.call('HMGET', job_key(id), 'state', 'schema', 'queue', 'claim'))
+  if state == 'running' and claim == ask.claim then return claimed(id) end
   if state ~= 'queued' then return {'none'} end -- doubled, late, or of a job that is gone
+  if redis.call('ZSCORE', 'transcoder:later', id) then return {'none'} end -- not yet
   if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
   if has_tried(id, ask.owner) then -- it handed the job on: another shall have it, as soon as one has a place
     redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
     return {'none'}
   end
-  attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
+  redis.call('HINCRBY', job_key(id), 'attempt', 1)
   redis.call('HSET', job_key(id), 'owner', ask.owner, 'claim', ask.claim, 'started', at(now), 'heartbeat', at(now),
     'phase', 'probing')
   redis.call('HDEL', job_key(id), 'progress')
   move(id, 'running', ask.owner)
   alive(id)
-  return {'ok', spec, tostring(attempt), queue, paths or '[]', lost or 0}
+  return claimed(id)
 end
 
 -- the queues that a worker serves, which are all that it serves
@@ -327,6 +335,23 @@ function operations.hand_back(ask)
   refusal = refusal or put_back(ask.id, ask.why)
   if refusal then return refusal end
   send(ask.id, field(ask.id, 'queue'), true)
+  return {'ok'}
+end
+
+-- later, in seconds, by the clock of Redis: until then there is no message, and one that comes late finds no job
+function operations.put_off(ask)
+  local refusal, asked = not_held(ask.id, ask.fence), field(ask.id, 'cancel')
+  if not refusal and asked then return cancel(ask.id, asked) or {'ok'} end
+  if refusal then return refusal end
+  note_phases(ask.id, ask.phases)
+  if ask.careful then redis.call('HSET', job_key(ask.id), 'careful', 1) end
+  if ask.queue then redis.call('HSET', job_key(ask.id), 'queue', ask.queue) end
+  put_back(ask.id, ask.why)
+  wait_no_more(ask.id, field(ask.id, 'queue'))
+  redis.call('HINCRBY', job_key(ask.id), 'put_off', 1)
+  redis.call('HINCRBY', job_key(ask.id), 'crashes', ask.crashes)
+  redis.call('HSET', job_key(ask.id), 'again', at(now + ask.seconds))
+  redis.call('ZADD', 'transcoder:later', now + ask.seconds, ask.id)
   return {'ok'}
 end
 
@@ -446,6 +471,15 @@ function operations.tend(ask)
       note(id, now, 'queued', 'goes to software: ' .. why)
       send(id, software)
       answer[#answer + 1] = {id, queue, live(queue) > 0 and 'waited' or 'unserved'}
+    end
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+    redis.call('ZREM', 'transcoder:later', id)
+    redis.call('HDEL', job_key(id), 'again')
+    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+    if state == 'queued' then
+      wait_in(id, queue)
+      send(id, queue, true)
     end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do

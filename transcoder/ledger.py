@@ -38,14 +38,16 @@ from transcoder.errors import (
     TransitionRefused,
 )
 from transcoder.machine import SOFTWARE
+from transcoder.retry import Again, Before
 from transcoder.spec import JobSpec
 
 TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
     "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"queued", "published", "failed", "cancelled"}),
+    "running": frozenset({"queued", "published", "failed", "cancelled", "quarantined"}),
     "published": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
+    "quarantined": frozenset(),
 }
 """Every state and the states that may follow it; ledger.lua takes the law from here."""
 
@@ -111,7 +113,7 @@ class Claimed:
     """The job, which waited in `queue`, is this worker's now.
 
     `spec` is JSON; `fence` is the number of the attempt, which every change shows. `left` are the targets that an
-    earlier attempt may have begun to publish, `lost` is how many workers the job has lost.
+    earlier attempt may have begun to publish, `lost` is how many workers the job has lost, and `before` what failed.
     """
 
     spec: str
@@ -119,6 +121,7 @@ class Claimed:
     queue: str
     left: tuple[str, ...] = ()
     lost: int = 0
+    before: Before = field(default_factory=Before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,8 +348,9 @@ class Ledger:
         # the claim's own word: when the answer is lost on the way, the repetition is still this claim
         answer = self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8))
         match answer:
-            case ["ok", spec, attempt, waited_in, paths, lost]:
-                return Claimed(spec, int(attempt), str(waited_in), tuple(json.loads(paths)), int(lost))
+            case ["ok", spec, attempt, waited_in, paths, lost, put_off, crashes, careful]:
+                before = Before(int(put_off), int(crashes), bool(int(careful)))
+                return Claimed(spec, int(attempt), str(waited_in), tuple(json.loads(paths)), int(lost), before)
             case ["newer", newer, waits_in]:
                 return Newer(int(newer), str(waits_in))
             case _:
@@ -460,6 +464,17 @@ class Ledger:
             TransitionRefused: the job is not this worker's any more.
         """
         self._held(job_id, self._change("hand_back", id=job_id, fence=str(fence), why=why))
+
+    def put_off(self, report: Report, again: Again, crashes: int, why: str, queue: str | None = None) -> None:
+        """Let a running job wait, for any worker, until it is tried again; `crashes` of ffmpeg are added to its count.
+
+        It waits in the queue that it came from, or in `queue`.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+        """
+        words = {"seconds": again.seconds, "careful": again.careful, "crashes": crashes, "why": why, "queue": queue}
+        self._held(report.job_id, self._change("put_off", **_given(words), **_reported(report)))
 
     def hand_on(self, job_id: str, fence: int, queues: Sequence[str], why: str) -> str | list[Told]:
         """Put a running job on the first of these queues that a live worker serves which has not handed it on itself.
@@ -604,6 +619,11 @@ def _told(text: str) -> Told:
 def _reported(report: Report) -> dict[str, object]:
     told: dict[str, object] = {"id": report.job_id, "fence": str(report.fence), "phases": list(report.phases)}
     return told | ({"progress": json.dumps(report.progress)} if report.progress is not None else {})
+
+
+def _given(words: Mapping[str, object]) -> dict[str, object]:
+    """Without what is None, which Lua would not take for nothing."""
+    return {name: value for name, value in words.items() if value is not None}
 
 
 def _token(spec: JobSpec) -> dict[str, str]:

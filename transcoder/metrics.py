@@ -21,8 +21,8 @@ from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
 from transcoder.command import Route
-from transcoder.errors import JobCancelled, SettingsError, TranscoderError
-from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, Started
+from transcoder.errors import JobCancelled, Quarantined, SettingsError, TranscoderError
+from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, PutOff, Started
 from transcoder.spec import JobSpec
 
 
@@ -74,7 +74,8 @@ _DOCUMENTED = (
         "transcoder_jobs_total",
         "counter",
         ("result", "route", "codec", "device", "fault"),
-        "Jobs that ended on this worker. result: published, failed, cancelled, handed on (to another worker). route: "
+        "Jobs that ended on this worker. result: published, failed, quarantined, cancelled, handed on (to another "
+        "worker), put off (tried again later). route: "
         "the last one taken, or none. codec: what was asked, several joined by +. device: its PCI address, cpu, or "
         "none. fault: why a job failed, as the class of its last fault or else the error's name; none for the others.",
     ),
@@ -293,12 +294,16 @@ class _Job:
             case HandedOn():
                 self._fall(to="another worker")
                 self._end("handed on", self.route, "none")
+            case PutOff(error):
+                self._fall(to="none")
+                self._end("put off", self.route, self._why(error))
             case Failed(error):
                 self._fall(to="none")
                 if isinstance(error, JobCancelled):
                     self._end("cancelled", self.route, "none")
                 else:
-                    self._end("failed", self.route, self._why(error))
+                    ended = "quarantined" if isinstance(error, Quarantined) else "failed"
+                    self._end(ended, self.route, self._why(error))
             case _:
                 pass
 

@@ -152,6 +152,17 @@ class Settings(BaseModel):
     lost_workers: int = Field(
         10, ge=1, le=1000, description="Workers that may be lost while they have a job, before it fails."
     )
+    retries: int = Field(
+        5,
+        ge=0,
+        le=100,
+        description="How often a job is tried again whose fault may pass: no memory, no space, storage that does not "
+        "answer.",
+    )
+    retry_delay: Limit = Field(
+        10.0, description="About how long it waits for that at first; four times as long each time."
+    )
+    retry_most: Limit = Field(300.0, description="Longest time that it waits between two tries.")
     breaker_faults: int = Field(
         3, ge=1, le=1000, description="Faults of a device, for one codec, after which it gets no more jobs for a while."
     )

@@ -17,14 +17,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from math import inf
+from random import random
 from time import monotonic, sleep
 from typing import TypeVar, get_args
 
-from transcoder import bell, log, metrics, placement, queue, settings, slots, spec
+from transcoder import bell, log, metrics, placement, queue, retry, settings, slots, spec
 from transcoder.breaker import Rules
 from transcoder.command import Command
 from transcoder.drain import Drain
@@ -34,12 +35,25 @@ from transcoder.errors import (
     JobUnknown,
     NoRoute,
     NoRouteWorked,
+    Quarantined,
     TranscoderError,
     TransitionRefused,
     WorkersLost,
 )
-from transcoder.events import Advanced, Emit, Event, Failed, FellBack, HandedOn, Started, Verifying, phase
-from transcoder.faults import blames_device
+from transcoder.events import (
+    Advanced,
+    Emit,
+    Event,
+    Failed,
+    FellBack,
+    HandedOn,
+    Planned,
+    PutOff,
+    Started,
+    Verifying,
+    phase,
+)
+from transcoder.faults import FaultClass, blames_device
 from transcoder.job import transcode
 from transcoder.ledger import Claimed, Ledger, Newer, Report, TakenBack, Told, connect
 from transcoder.machine import SOFTWARE
@@ -134,7 +148,8 @@ def _work(chosen: Settings, post: Post) -> int:
     reaper.start()
     drain = Drain(chosen.grace, heart.held)
     drain.start()
-    run = Worker(ledger, heart, equipped, policy, chosen.lost_workers, drain.over).run
+    patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
+    run = Worker(ledger, heart, equipped, policy, patience, drain.over).run
     code = queue.consume(
         chosen.broker_url,
         run,
@@ -228,6 +243,14 @@ class Share:
         return self.slots.usage([self._cpus, *([self.capacity(device)] if device else [])])
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How much a job is forgiven: how many workers may be lost with it, how often and when it is tried again."""
+
+    lost_workers: int = 10
+    rules: retry.Rules = field(default_factory=retry.Rules)
+
+
 class Worker:
     """Runs jobs, one in each thread that calls `run`."""
 
@@ -237,14 +260,14 @@ class Worker:
         heart: Heart,
         equipped: Future[Equipment],
         policy: Policy,
-        lost_workers: int = 10,
+        patience: Patience | None = None,
         over: threading.Event | None = None,
     ) -> None:
         self._ledger = ledger
         self._heart = heart
         self._equipped = equipped
         self._policy = policy
-        self._lost_workers = lost_workers
+        self._patience = patience or Patience()
         self._over = over
 
     def run(self, job_id: str) -> None:
@@ -260,7 +283,7 @@ class Worker:
                 equipment = self._equipped.result()
                 held = Held(
                     *(self._ledger, job_id, claimed, self._heart.wake, equipment),
-                    lost_workers=self._lost_workers,
+                    lost_workers=self._patience.lost_workers,
                     over=self._over,
                 )
                 # suppressed: what the record's new owner does with the job is not ours to say
@@ -289,7 +312,10 @@ class Worker:
             asked = held.asked = spec.read(json.loads(claimed.spec))
             listeners.append(equipment.metrics.listener(asked))
             attempt = Attempt(held.job_id, claimed.fence, claimed.left)
-            published = transcode(asked, attempt, equipment.station.machine(), self._policy, emit, held)
+            machine = equipment.station.machine()
+            if held.careful:
+                machine = machine.served_by(None)
+            published = transcode(asked, attempt, machine, self._policy, emit, held)
             held.finish("published", result=published.as_record())
         except Elsewhere as gone:
             emit(HandedOn(placement.short(gone.queue), gone.why))
@@ -301,8 +327,7 @@ class Worker:
         except (NoRoute, NoRouteWorked) as unsuited:
             self._go_on(held, unsuited, emit)
         except TranscoderError as wrong:
-            emit(Failed(wrong))
-            held.finish("failed", error=wrong.as_record())
+            self._end(held, wrong, emit)
         except Exception as bug:
             log.LOGGER.exception("job %s met a bug", held.job_id)
             unexpected = TranscoderError(
@@ -332,8 +357,21 @@ class Worker:
         except Elsewhere as gone:
             emit(HandedOn(placement.short(gone.queue), gone.why))
         else:
-            emit(Failed(unsuited))
-            held.finish("failed", error=unsuited.as_record())
+            self._end(held, unsuited, emit)
+
+    def _end(self, held: Held, wrong: TranscoderError, emit: Emit) -> None:
+        """The job failed: it is tried again later where that may help, or rests in quarantine, or that was it."""
+        match held.then(wrong, self._patience.rules):
+            case retry.Again() as again:
+                emit(PutOff(wrong, again.seconds))
+                held.put_off(again, wrong)
+            case "quarantine":
+                rests = held.quarantined(wrong)
+                emit(Failed(rests))
+                held.finish("quarantined", error=rests.as_record())
+            case "fail":
+                emit(Failed(wrong))
+                held.finish("failed", error=wrong.as_record())
 
 
 class Ended(Exception):
@@ -371,6 +409,8 @@ class Held:
         self._over = over
         self._eta: float | None = None
         self._doubts = 0
+        self._before, self._crashes = claimed.before, 0
+        self._source: dict[str, object] = {}
         self.job_id = job_id
         self.fence = claimed.fence
         self._for_hardware = claimed.queue != placement.queue_name(SOFTWARE)
@@ -470,6 +510,36 @@ class Held:
         """Let another worker have it; nothing of it is left here."""
         patiently(lambda: self._ledger.hand_back(self.job_id, self.fence, why), over=self._over)
 
+    @property
+    def careful(self) -> bool:
+        """Whether only software may touch it, since ffmpeg died of it. What requires hardware takes its chance."""
+        return self._before.careful and self.asked.acceleration.policy != "require"
+
+    def then(self, wrong: TranscoderError, rules: retry.Rules) -> retry.Then:
+        """What becomes of the job after this error."""
+        kind = wrong.evidence.get("fault")
+        if not isinstance(kind, str):
+            return "fail"
+        return retry.then(FaultClass(kind), self._before, self._crashes, rules, random())
+
+    def put_off(self, again: retry.Again, wrong: TranscoderError) -> None:
+        """Let it wait until it is tried again, by any worker."""
+        software = again.careful and self.asked.acceleration.policy != "require"
+        queue = placement.queue_name(SOFTWARE) if software else None
+        words = (again, self._crashes, wrong.what, queue)
+        patiently(lambda: self._ledger.put_off(self.report(), *words), over=self._over)
+
+    def quarantined(self, wrong: TranscoderError) -> Quarantined:
+        """The error of a source on which ffmpeg died again and again, with all that is needed to look into it."""
+        deaths = self._before.crashes + self._crashes
+        told = self._equipment.station.told()
+        evidence = {**wrong.evidence, "source": self._source, "worker": asdict(told), "crashes": deaths}
+        return Quarantined(
+            f"ffmpeg died {deaths} times on {self.asked.source!r}, in software too: {wrong.what}",
+            "`transcoder status ID --json` has the evidence; `transcoder retry ID` tries it again.",
+            json.loads(log.without_passwords(json.dumps(evidence, default=str))),
+        )
+
     def must_stop(self, verdict: str) -> None:
         """The ledger says that the job was 'cancelled', or that it is 'lost' to another worker."""
         self.why_stopped = verdict
@@ -496,8 +566,11 @@ class Held:
             self._progress, self._eta = _progress(event), event.eta
         if isinstance(event, FellBack | Verifying):
             self._eta = None
+        if isinstance(event, Planned):
+            self._source = asdict(event.source)
         if isinstance(event, FellBack):
             self._last_fault = event
+            self._crashes += event.kind is FaultClass.CRASHED
         if begun and begun != "done" and (begun != self._phase or isinstance(event, Started)):
             self._begin(begun, event.route.name if isinstance(event, Started) else "")
 
