@@ -86,7 +86,8 @@ def test_a_job_that_does_not_fit_goes_to_another_worker_and_is_no_loss(crew: Cre
     status = crew.end(job_id)
     assert (status.state, status.attempts) == ("published", 2)
     words = [moment.detail for moment in status.history if moment.what == "queued"]
-    assert words[-1].startswith("its worker ends")
+    assert words[-1].startswith("its worker ends in")
+    assert words[-1].endswith("it needs longer")
     assert "not heard of" not in str(status.history)
     assert crew.client._ledger.record(job_id).fields.get("lost") is None
     assert crew.scratch() == []

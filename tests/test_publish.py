@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeClip
-from tests.local import Place, Yes, children, everything_below
-from transcoder import publish, scratch
+from tests.local import MACHINE, Place, Yes, children, everything_below
+from transcoder import job, publish, scratch
 from transcoder.errors import PathRefused, TargetExists, TargetUnwritable, TranscoderError, TransitionRefused
 from transcoder.events import Event
+from transcoder.manifest import Attempt
 from transcoder.policy import Policy
 
 FORK = multiprocessing.get_context("fork")
@@ -621,6 +622,32 @@ def test_a_later_attempt_finds_what_an_earlier_one_published(place: Place, sourc
         file.write(b"changed since")
     with pytest.raises(TargetExists):
         place.run(place.spec(source), attempt=3)
+
+
+def test_a_job_whose_manifest_stands_needs_no_source_and_no_plan_to_be_completed(place: Place, source: Path) -> None:
+    spec = place.spec(source)
+    first = place.run(spec, attempt=1)
+    source.unlink()
+    attempt = Attempt("job", 2, (spec.target,))
+    again = job.transcode(spec, attempt, MACHINE, place.policy, place.events.append, Yes())
+    assert (again.outputs, again.manifest) == (first.outputs, first.manifest)
+
+
+def test_an_attempt_says_that_it_is_alone_once_it_has_taken_away_what_earlier_ones_left(
+    place: Place, source: Path
+) -> None:
+    spec = place.spec(source)
+    alone: list[list[str]] = []
+
+    class Asks(Yes):
+        def fenced(self) -> None:
+            alone.append([path.name for path in place.out.iterdir()])
+
+    with scratch.scratch("job", 1, (spec.target,), ("mp4",)):
+        for attempt in (Attempt("job", 1), Attempt("job", 2, (spec.target,))):
+            with suppress(TargetExists):  # the first is at work
+                job.transcode(spec, attempt, MACHINE, place.policy, place.events.append, Asks())
+    assert alone == [[]]
 
 
 MOMENTS = ("Started", "Advanced", "Verifying", "Publishing", "claim", "end", "rename", "manifest")

@@ -342,7 +342,7 @@ class Crew:
     client: Client
     workers: dict[str, services.Worker] = field(default_factory=dict)
 
-    def worker(self, name: str, *, concurrency: int = 1, **env: str) -> services.Worker:
+    def worker(self, name: str, *, concurrency: int = 1, **env: Any) -> services.Worker:
         roots = [self.folder, self.source.parent]
         started = services.worker(
             self.redis.url, self.folder / name, roots, "--name", name, concurrency=concurrency, **env
@@ -400,10 +400,11 @@ def crew(redis: services.Redis, tmp_path: Path, make_clip: MakeClip) -> Iterator
 
 
 def test_the_job_of_a_killed_worker_is_started_again_by_another_within_seconds(crew: Crew) -> None:
-    first = crew.worker("first")
+    whole: dict[str, Any] = {"TRANSCODER_SOFTWARE_BUDGET": "1000000"}  # the job takes all of it, and then the next one
+    first = crew.worker("first", **whole)
     job_id = crew.submit()
     crew.encoding_on("first", job_id)
-    crew.worker("second")
+    crew.worker("second", **whole)
     first.kill()
     killed = time.monotonic()
     crew.encoding_on("second", job_id)
@@ -412,6 +413,7 @@ def test_the_job_of_a_killed_worker_is_started_again_by_another_within_seconds(c
     print(f"restarted after {took:.1f} s")
     status = crew.end(job_id)
     assert (status.state, status.attempts) == ("published", 2)
+    assert "waiting" not in [moment.what for moment in status.history], "for a slot that the dead one held"
     assert crew.scratch() == []
     assert "transcoder_reaped_jobs_total 1.0" in crew.workers["second"].metrics()
 
