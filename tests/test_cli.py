@@ -28,7 +28,7 @@ from transcoder.spec import Audio, JobSpec, Output, Video
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = (
-    *("run", "submit", "jobs", "status", "watch", "cancel", "retry", "quarantine"),
+    *("run", "submit", "jobs", "status", "watch", "cancel", "retry", "quarantine", "pause", "resume"),
     *("devices", "worker", "profiles", "schema"),
 )
 SMALL = """

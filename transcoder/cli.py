@@ -347,6 +347,28 @@ def retry(number: JobId, json: AsJson = False) -> None:
     screen.as_json({"id": new, "retries": number}) if json else screen.line(new)
 
 
+QueueName = Annotated[
+    str, typer.Argument(metavar="QUEUE", help="hw.h264, hw.hevc, hw.hevc10, hw.av1, hw.vp9, software.")
+]
+
+
+@app.command()
+def pause(name: QueueName) -> None:
+    """Let no job of a queue begin from now on.
+
+    Those that run go on, and new ones are accepted.
+    """
+    _client().pause(name)
+    screen.line(f"{name} is paused: none of its jobs begins until `transcoder resume {name}`")
+
+
+@app.command()
+def resume(name: QueueName) -> None:
+    """Let the jobs of a paused queue begin again."""
+    _client().resume(name)
+    screen.line(f"{name} goes on")
+
+
 @app.command()
 def quarantine(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, the newest first.")] = 50,

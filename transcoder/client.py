@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transcoder import placement, queue, settings
-from transcoder.errors import TargetExists, TranscoderError, TransitionRefused, error_named
+from transcoder.errors import PathRefused, TargetExists, TranscoderError, TransitionRefused, error_named
 from transcoder.ledger import FINISHED, TRANSITIONS, Heard, Ledger, Moment, Record
 from transcoder.machine import SOFTWARE
 from transcoder.roots import refuse_outside
@@ -93,12 +93,33 @@ class Client:
             TokenConflict: the token was used before with another spec.
             NoRoute: acceleration is required and no live worker has the ability.
         """
-        for path in (spec.source, spec.target) if self._roots else ():
-            refuse_outside(path, self._roots or ())
-        if spec.target == spec.source:
-            raise TargetExists(f"the target {spec.target!r} is the source itself", "Name another target.")
+        if error := self._refusal(spec):
+            raise error
         job_id = secrets.token_hex(8)
         return self._ledger.submit(job_id, spec, queue.message(job_id, spec.priority))
+
+    def submit_many(self, specs: Sequence[JobSpec]) -> list[str | TranscoderError]:
+        """Put many jobs on their queues, hundreds in one question. Gives for each its id, or why it was refused.
+
+        One that is refused does not keep the others. Where Redis goes away in between (BrokerUnavailable) some may be
+        recorded: with tokens they can all be submitted once more.
+        """
+        refused = {place: error for place, spec in enumerate(specs) if (error := self._refusal(spec))}
+        jobs = []
+        for place, spec in enumerate(specs):
+            if place not in refused:
+                job_id = secrets.token_hex(8)
+                jobs.append((job_id, spec, queue.message(job_id, spec.priority)))
+        accepted = iter(self._ledger.submit_many(jobs))
+        return [refused[place] if place in refused else next(accepted) for place in range(len(specs))]
+
+    def pause(self, queue: str) -> None:
+        """Let no job of a queue (hw.h264, software, …) begin from now on. Those that run go on."""
+        self._ledger.pause(_known(queue))
+
+    def resume(self, queue: str) -> None:
+        """Let the jobs of a paused queue begin again."""
+        self._ledger.resume(_known(queue))
 
     def status(self, job_id: str) -> Status:
         """A job as it stands.
@@ -176,6 +197,24 @@ class Client:
         """Give the connections back."""
         self._ledger.close()
 
+    def _refusal(self, spec: JobSpec) -> TranscoderError | None:
+        """Why a job is refused before anybody is asked."""
+        try:
+            for path in (spec.source, spec.target) if self._roots else ():
+                refuse_outside(path, self._roots or ())
+        except PathRefused as refused:
+            return refused
+        if spec.target == spec.source:
+            return TargetExists(f"the target {spec.target!r} is the source itself", "Name another target.")
+        return None
+
+
+def _known(name: str) -> str:
+    """The queue's name on the broker."""
+    if name not in placement.QUEUES:
+        raise TranscoderError(f"there is no queue {name!r}", f"The queues are {', '.join(placement.QUEUES)}.")
+    return placement.queue_name(name)
+
 
 def error_of(status: Status) -> TranscoderError:
     """The error of a job that failed or was cancelled, as the exception it was on the worker."""
@@ -216,11 +255,15 @@ def _waiting_for(record: Record) -> str | None:
     fields = record.fields
     if fields["state"] == "running" and fields.get("phase") == "waiting":
         return f"{fields.get('detail') or 'a slot'}, which has all the work that it can bear"
-    if fields["state"] != "queued":
-        return None
-    if again := fields.get("again"):
+    return _queued_for(record) if fields["state"] == "queued" else None
+
+
+def _queued_for(record: Record) -> str:
+    ability = placement.short(record.fields["queue"])
+    if again := record.fields.get("again"):
         return f"its next try, in {max(0.0, float(again) - time.time()):.0f} s"
-    ability = placement.short(fields["queue"])
+    if record.paused:
+        return f"the queue {ability}, which is paused (`transcoder resume {ability}`)"
     if record.waiting is None:
         return f"a worker that serves {ability}"
     others = _count(record.waiting - 1, "other")

@@ -101,19 +101,39 @@ local function wait_in(id, queue)
   redis.call('SADD', 'transcoder:queues', queue)
   redis.call('HSET', job_key(id), 'queue', queue)
   redis.call('ZADD', waiting_key(queue), at(now), id)
+  redis.call('ZADD', 'transcoder:rising', at(now), id)
   if policy == 'prefer' and queue ~= software then redis.call('ZADD', prefer_key(queue), at(now), id) end
 end
 
 local function wait_no_more(id, queue)
   redis.call('ZREM', waiting_key(queue), id)
   redis.call('ZREM', prefer_key(queue), id)
+  redis.call('ZREM', 'transcoder:rising', id)
 end
+
+local function paused(queue) return redis.call('SISMEMBER', 'transcoder:paused', queue) == 1 end
 
 -- the job's message in that queue, behind all others or, for a job that has waited elsewhere, before them
 local function send(id, queue, before)
   local text, step = unpack(redis.call('HMGET', message_key(id), 'text', 'step'))
   text = text:gsub('"routing_key": "[^"]*"', '"routing_key": "' .. queue .. '"')
   redis.call(before and 'RPUSH' or 'LPUSH', queue .. step, text)
+  return text
+end
+
+-- A job that has waited long becomes one step more urgent, before those that have waited less there. Its old message is
+-- sought from the end where the oldest are. What is the most urgent already stays where it is.
+local function rise(id)
+  local queue, step = field(id, 'queue'), redis.call('HGET', message_key(id), 'step')
+  for place = 2, #STEPS do
+    if STEPS[place] == step then
+      redis.call('HSET', message_key(id), 'step', STEPS[place - 1])
+      redis.call('LREM', queue .. step, -1, send(id, queue, true))
+      redis.call('ZADD', 'transcoder:rising', at(now), id)
+      return
+    end
+  end
+  redis.call('ZREM', 'transcoder:rising', id)
 end
 
 local function live(queue) return redis.call('ZCOUNT', serving_key(queue), now - ALIVE, '+inf') end
@@ -213,6 +233,8 @@ function operations.claim(ask)
   if state == 'running' and claim == ask.claim then return claimed(id) end
   if state ~= 'queued' then return {'none'} end -- doubled, late, or of a job that is gone
   if redis.call('ZSCORE', 'transcoder:later', id) then return {'none'} end -- not yet
+  -- one that only has to be brought to its end is no trouble; the others' messages come again when they are missed
+  if paused(queue) and not field(id, 'cancel') then return {'none'} end
   if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
   if has_tried(id, ask.owner) then -- it handed the job on: another shall have it, as soon as one has a place
     redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
@@ -415,12 +437,13 @@ end
 
 -- One worker at a time does this, for all; the others only learn how far the count of signs of life is. `dead` is how
 -- far it was when they had to be heard of last, `seen` how far it was at the last look: where it went back, this is
--- another Redis, or one that lost its last moments, and nothing that was seen before counts. Answers with the count, whether this worker is the one, the jobs that
+-- another Redis, or one that lost its last moments, and nothing that was seen before counts. Answers with the count, the paused queues, whether this worker is the one, the jobs that
 -- were taken back, and the queues that lack messages.
 function operations.reap(ask)
   local reaper = redis.call('GET', 'transcoder:reaper')
   local count = tonumber(redis.call('GET', 'transcoder:pulse') or 0)
-  if count < ask.seen or reaper and reaper ~= ask.owner then return {'ok', count, 0} end
+  local resting = redis.call('SMEMBERS', 'transcoder:paused')
+  if count < ask.seen or reaper and reaper ~= ask.owner then return {'ok', count, resting, 0} end
   redis.call('SET', 'transcoder:reaper', ask.owner, 'PX', ask.lease)
   local jobs, queues = {}, {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:heartbeats', '-inf', ask.dead, 'LIMIT', 0, AT_ONCE)) do
@@ -432,7 +455,17 @@ function operations.reap(ask)
   for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
     if unsent(queue) > 0 then queues[#queues + 1] = queue end
   end
-  return {'ok', count, 1, jobs, queues}
+  return {'ok', count, resting, 1, jobs, queues}
+end
+
+function operations.pause(ask)
+  redis.call('SADD', 'transcoder:paused', ask.queue)
+  return {'ok'}
+end
+
+function operations.resume(ask)
+  redis.call('SREM', 'transcoder:paused', ask.queue)
+  return {'ok'}
 end
 
 -- jobs whose message was lost, once more
@@ -463,7 +496,8 @@ function operations.tend(ask)
   local answer = {'ok'}
   for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
     local wait, why = patience(queue, ask.wait)
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, AT_ONCE)) do
+    local most = paused(queue) and 0 or AT_ONCE
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, most)) do
       local software = field(id, 'software')
       if live(software) == 0 then break end
       wait_no_more(id, queue)
@@ -473,6 +507,8 @@ function operations.tend(ask)
       answer[#answer + 1] = {id, queue, live(queue) > 0 and 'waited' or 'unserved'}
     end
   end
+  local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
+  for _, id in ipairs(risen) do rise(id) end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
     redis.call('ZREM', 'transcoder:later', id)
     redis.call('HDEL', job_key(id), 'again')
@@ -510,7 +546,7 @@ function operations.record(ask)
   local wait = tonumber(redis.call('GET', 'transcoder:prefer_wait') or '')
   local hop = since and wait and live(software) > 0 and at(math.max(0, tonumber(since) + patience(queue, wait) - now)) or ''
   local waiting = redis.call('ZCARD', waiting_key(queue))
-  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, #live_workers(), live(queue), hop}
+  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, #live_workers(), live(queue), hop, paused(queue) and 1 or 0}
 end
 
 function operations.jobs(ask)

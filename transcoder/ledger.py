@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import count
+from math import inf
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final
@@ -35,6 +36,7 @@ from transcoder.errors import (
     NoRoute,
     TargetExists,
     TokenConflict,
+    TranscoderError,
     TransitionRefused,
 )
 from transcoder.machine import SOFTWARE
@@ -185,12 +187,13 @@ class TakenBack:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How far the count of signs of life is; and for the one worker that acts at a time, what it did and met.
+    """How far the count of signs of life is, and which queues are paused; for the one that acts, what it did and met.
 
     `short` are the queues that have fewer messages than waiting jobs at this moment.
     """
 
     count: int
+    paused: frozenset[str] = frozenset()
     acts: bool = False
     taken_back: tuple[TakenBack, ...] = ()
     short: tuple[str, ...] = ()
@@ -220,7 +223,7 @@ class Record:
     """Everything that is known of a job. `fields` are Redis' texts.
 
     Asked for one by one it has its history too, how many jobs wait in its queue, how many workers live and how many
-    of them serve that queue, and in how many seconds it goes to software (None: it does not).
+    of them serve that queue, in how many seconds it goes to software (None: it does not), and whether it is paused.
     """
 
     job_id: str
@@ -230,6 +233,7 @@ class Record:
     workers: int | None = None
     serving: int | None = None
     hop: float | None = None
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,37 +311,19 @@ class Ledger:
             TokenConflict: the token was used before with another spec.
             TargetExists: another unfinished job writes one of the targets.
         """
-        targets = targets_of(spec)
-        needed = placement.needs(spec)
-        answer = self._change(
-            "submit",
-            id=job_id,
-            spec=spec.model_dump_json(by_alias=True),
-            schema=spec.schema_version,
-            priority=spec.priority,
-            source=spec.source,
-            target=spec.target,
-            profile=spec.profile,
-            targets=[_digest(target) for target in targets],
-            policy=spec.acceleration.policy,
-            software=placement.queue_name(SOFTWARE, spec.schema_version),
-            message=message.text,
-            step=message.step,
-            **({"hardware": placement.queue_name(needed, spec.schema_version)} if needed != SOFTWARE else {}),
-            **(_token(spec) if spec.token else {}),
-        )
-        match answer:
-            case ["ok", first]:
-                return str(first)
-            case ["conflict", first]:
-                raise TokenConflict(
-                    f"the token {spec.token!r} was used before, for job {first} with another spec",
-                    "Take a new token, or submit the first spec again.",
-                )
-            case ["nowhere", *live]:
-                raise nowhere(spec, [_told(text) for text in live])
-            case _:
-                raise _taken(targets, answer)
+        answer = self._change("submit", **_submission(job_id, spec, message))
+        accepted = _accepted(spec, answer)
+        if isinstance(accepted, TranscoderError):
+            raise accepted
+        return accepted
+
+    def submit_many(self, jobs: Sequence[tuple[str, JobSpec, Message]]) -> list[str | TranscoderError]:
+        """Submit each for itself, many in one question to Redis. Gives for each its id, or why it was refused.
+
+        Where Redis goes away in between, some are recorded and nobody says which: with tokens they can all be submitted
+        once more.
+        """
+        return [accepted for at in range(0, len(jobs), _PAGE) for accepted in self._submit_page(jobs[at : at + _PAGE])]
 
     def claim(self, job_id: str, owner: str, schema: int) -> Claimed | Newer | None:
         """Take a queued job for `owner`, who reads specs up to `schema`. None where there is nothing to do.
@@ -370,12 +356,22 @@ class Ledger:
         _, *found = self._change("workers")
         return [Heard(owner, _told(text), int(running), float(ago)) for owner, text, running, ago in found]
 
-    def tend(self, prefer_wait: float) -> list[Hop]:
+    def pause(self, queue: str) -> None:
+        """No job of that queue begins from now on; those that run go on."""
+        self._change("pause", queue=queue)
+
+    def resume(self, queue: str) -> None:
+        """The jobs of that queue may begin again."""
+        self._change("resume", queue=queue)
+
+    def tend(self, prefer_wait: float, rise: float = inf) -> list[Hop]:
         """Let `prefer` jobs that waited so many seconds for hardware go to software; send again what was laid aside.
+
+        What waited for `rise` seconds since it was last sent becomes one step more urgent.
 
         Any worker may do that at any time; the changes are atomic and bounded. Gives the jobs that went.
         """
-        _, *hops = self._change("tend", wait=prefer_wait)
+        _, *hops = self._change("tend", wait=prefer_wait, rise=min(rise, 366 * 86400.0))
         return [Hop(*hop) for hop in hops]
 
     def reap(self, owner: str, dead: int, seen: int, lease: float) -> Look:
@@ -385,11 +381,11 @@ class Ledger:
         the only one for `lease` seconds. A bounded number of jobs is taken back at a time.
         """
         match self._change("reap", owner=owner, dead=dead, seen=seen, lease=round(lease * 1000)):
-            case [_, count, 1, jobs, short]:
+            case [_, count, paused, 1, jobs, short]:
                 taken_back = (TakenBack(job_id, int(fence), was, lost) for job_id, fence, was, lost in jobs)
-                return Look(count, True, tuple(taken_back), tuple(short))
-            case [_, count, *_]:
-                return Look(count)
+                return Look(count, frozenset(paused), True, tuple(taken_back), tuple(short))
+            case [_, count, paused, *_]:
+                return Look(count, frozenset(paused))
             case answer:
                 raise AssertionError(answer)
 
@@ -514,10 +510,11 @@ class Ledger:
         Raises:
             JobUnknown: there is no record; finished ones are kept for a limited time.
         """
-        _, flat, history, *counts, hop = self._held(job_id, self._change("record", id=job_id))
+        _, flat, history, *counts, hop, paused = self._held(job_id, self._change("record", id=job_id))
         moments = tuple(Moment(*json.loads(line)) for line in history)
         waiting, workers, serving = counts
-        return Record(job_id, _pairs(flat), moments, waiting, workers, serving, float(hop) if hop else None)
+        seconds = float(hop) if hop else None
+        return Record(job_id, _pairs(flat), moments, waiting, workers, serving, seconds, bool(paused))
 
     def jobs(self, state: str | None = None, limit: int = 50) -> list[Record]:
         """The newest jobs, or the newest in a state, without their histories."""
@@ -533,6 +530,17 @@ class Ledger:
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()
+
+    def _submit_page(self, jobs: Sequence[tuple[str, JobSpec, Message]]) -> list[str | TranscoderError]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                words = json.dumps(_submission(*job), ensure_ascii=False)
+                self._script(args=["submit", words], client=pipe)
+            answers = self._ask(partial(pipe.execute, raise_on_error=False))
+        return [
+            _unavailable(self.url, answer) if isinstance(answer, redis.RedisError) else _accepted(spec, answer)
+            for (_, spec, _), answer in zip(jobs, answers, strict=True)
+        ]
 
     def _named(self, key: str) -> Iterator[str]:
         """The jobs that the messages of a list name. Read from where messages are added, so that none is missed."""
@@ -607,6 +615,42 @@ def nowhere(spec: JobSpec, live: Sequence[Told]) -> NoRoute:
         "`transcoder workers` lists the workers, and `transcoder devices` on a worker's machine what its devices can "
         "do and why not more. Or submit with --accel prefer.",
     )
+
+
+def _submission(job_id: str, spec: JobSpec, message: Message) -> dict[str, object]:
+    needed = placement.needs(spec)
+    return {
+        "id": job_id,
+        "spec": spec.model_dump_json(by_alias=True),
+        "schema": spec.schema_version,
+        "priority": spec.priority,
+        "source": spec.source,
+        "target": spec.target,
+        "profile": spec.profile,
+        "targets": [_digest(target) for target in targets_of(spec)],
+        "policy": spec.acceleration.policy,
+        "software": placement.queue_name(SOFTWARE, spec.schema_version),
+        "message": message.text,
+        "step": message.step,
+        **({"hardware": placement.queue_name(needed, spec.schema_version)} if needed != SOFTWARE else {}),
+        **(_token(spec) if spec.token else {}),
+    }
+
+
+def _accepted(spec: JobSpec, answer: Sequence[Any]) -> str | TranscoderError:
+    """The id of the job, or the refusal."""
+    match answer:
+        case ["ok", first]:
+            return str(first)
+        case ["conflict", first]:
+            return TokenConflict(
+                f"the token {spec.token!r} was used before, for job {first} with another spec",
+                "Take a new token, or submit the first spec again.",
+            )
+        case ["nowhere", *live]:
+            return nowhere(spec, [_told(text) for text in live])
+        case _:
+            return _taken(targets_of(spec), answer)
 
 
 def _told(text: str) -> Told:

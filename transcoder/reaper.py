@@ -48,6 +48,8 @@ class Reaper:
         self._clock = clock
         self._seen: deque[tuple[float, int]] = deque()
         self._short: dict[str, float] = {}
+        self.paused: frozenset[str] = frozenset()
+        """The queues whose jobs shall not begin, as it last saw."""
         self._ended = Event()
         self._thread = Thread(target=self._live, name="reaper", daemon=True)
 
@@ -89,6 +91,7 @@ class Reaper:
         if self._seen and look.count < self._seen[-1][1]:
             self._forget()
         self._seen.append((self._clock(), look.count))
+        self.paused = look.paused
         for job in look.taken_back:
             self._tell(job)
             self._taken_back(job)

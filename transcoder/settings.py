@@ -127,6 +127,11 @@ class Settings(BaseModel):
     prefer_wait: Limit = Field(
         60.0, description="How long a job that prefers hardware waits for a place there before it goes to software."
     )
+    rise: Limit = Field(
+        600.0,
+        description="How long a job waits before it becomes one step more urgent, and as long again before the next, "
+        "so that none waits for ever.",
+    )
     device_budget: float = Field(
         500_000_000,
         gt=0,

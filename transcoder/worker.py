@@ -137,7 +137,7 @@ def _work(chosen: Settings, post: Post) -> int:
         log.LOGGER.warning(sentence)
     owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = Ledger(chosen.broker_url, chosen.retention)
-    heart = Heart(ledger, owner, chosen.prefer_wait)
+    heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise)
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
     station = Station(post, policy, rules, changed=heart.changed)
     share = Share(Slots(connect(chosen.broker_url)), chosen.device_budget, chosen.software_budget or PER_CPU * cpus())
@@ -156,7 +156,7 @@ def _work(chosen: Settings, post: Post) -> int:
         name=f"{post.name}@{owner}",
         concurrency=post.places,
         ready=heart.consuming,
-        served=station.queues,
+        served=lambda: [name for name in station.queues() if name not in reaper.paused],
         ending=drain.told,
     )
     reaper.stop()
@@ -598,10 +598,10 @@ class Heart:
     hopped: Callable[[str, str], None] = staticmethod(lambda queue, why: None)
     """Called with the queue that a job left for software, and why."""
 
-    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0) -> None:
+    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0, rise: float = 600.0) -> None:
         self.owner = owner
         self._ledger = ledger
-        self._prefer_wait = prefer_wait
+        self._prefer_wait, self._rise = prefer_wait, rise
         self._tended = -inf
         self._station: Station | None = None
         self._share: Share | None = None
@@ -700,7 +700,7 @@ class Heart:
             return
         self._tended = monotonic()
         try:
-            hops = self._ledger.tend(self._prefer_wait)
+            hops = self._ledger.tend(self._prefer_wait, self._rise)
         except BrokerUnavailable:
             return  # the beat has said so
         except Exception:
