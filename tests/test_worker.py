@@ -468,6 +468,32 @@ def test_a_job_that_hopped_to_software_is_not_sent_back_to_hardware(
     assert went(parts) == ("published", "software")
 
 
+@pytest.mark.parametrize(("policy", "devices"), [("prefer", ()), ("require", (GPU,))])
+def test_what_killed_ffmpeg_twice_is_tried_in_software_only_where_that_may_be(
+    redis: services.Redis, monkeypatch: pytest.MonkeyPatch, policy: str, devices: tuple[Device, ...]
+) -> None:
+    parts, tried_on = Parts.on(redis, WITH_GPU, "both"), []
+
+    def crashes(*words: Any) -> Published:
+        tried_on.append(words[2].devices)
+        words[-2](FellBack(Route("vaapi", "vaapi", GPU.id), FaultClass.CRASHED, "oh", 1.0))
+        words[-2](FellBack(Route("software", "software"), FaultClass.CRASHED, "oh", 1.0))
+        raise NoRouteWorked("ffmpeg died", evidence={"fault": "crashed"})
+
+    monkeypatch.setattr(worker, "transcode", crashes)
+    serve(parts, "me", "hw.hevc", "software")
+    parts.submit(acceleration={"policy": policy}, **HEVC)
+    parts.worker.run("a")
+    with redis_py.Redis.from_url(redis.url) as plain:
+        plain.zadd("transcoder:later", {"a": 0})
+    parts.ledger.tend(1e6)
+    assert went(parts) == ("queued", "software" if policy == "prefer" else "hw.hevc")
+    parts.worker.run("a")
+    assert tried_on == [(GPU,), devices]
+    assert parts.fields()["state"] == "quarantined"
+    assert "died 4 times" in parts.fields()["error"]
+
+
 NO_ROUTE, NONE_WORKED = NoRoute("this machine offers none"), NoRouteWorked("all failed")
 
 

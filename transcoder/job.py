@@ -11,7 +11,7 @@ from typing import Protocol
 
 from transcoder import ffmpeg, manifest, publish
 from transcoder.command import Command
-from transcoder.errors import InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
+from transcoder.errors import InputRefused, InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
 from transcoder.events import (
     Advanced,
     Emit,
@@ -237,6 +237,10 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
         case FaultClass.BLOCKED:
             hint = "Look at the storage, and submit again once it answers."
             return InputUnreadable(f"the source {spec.source!r} could not be read: {fault.what}", hint, evidence)
+        case FaultClass.LIMIT:
+            hint = "Raise TRANSCODER_WALL_LIMIT, _CPU_LIMIT or _MAX_FILE on the workers, or ask for less."
+            what = f"the source {spec.source!r} takes more than is allowed: {fault.what}"
+            return InputRefused(what, hint, evidence)
         case FaultClass.OUTPUT:
             hint = "Make room or repair the volume, then submit again."
             return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)
