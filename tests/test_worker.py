@@ -29,6 +29,7 @@ from transcoder.metrics import Metrics
 from transcoder.placement import Serves, queue_name
 from transcoder.policy import Policy
 from transcoder.slots import Slots
+from transcoder.space import Space
 from transcoder.spec import SCHEMA
 from transcoder.station import Post, Station
 from transcoder.worker import Held
@@ -319,7 +320,7 @@ class Parts:
             patch.setattr("transcoder.station.survey_devices", lambda *_: machine)
             station.open(machine)
             station.look_closer(machine, None)
-        share = worker.Share(Slots(connect(redis.url)), 1, 1)
+        share = worker.Share(Slots(connect(redis.url)), 1, 1, Space(connect(redis.url)))
         equipped.set_result(worker.Equipment(station, share, Metrics("0", "7.1")))
         return cls(ledger, heart, equipped, worker.Worker(ledger, heart, equipped, Policy(("/media",))))
 

@@ -10,6 +10,7 @@ from time import monotonic, sleep
 from typing import Protocol
 
 from transcoder import ffmpeg, manifest, publish
+from transcoder.appetite import bytes_for
 from transcoder.command import Command
 from transcoder.errors import InputRefused, InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
 from transcoder.events import (
@@ -78,6 +79,13 @@ class Permit(Protocol):
         """
         ...
 
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """So many bytes of the file system where `folder` lies, for what is going to be written there.
+
+        It may raise what its own side understands where there is too little: then the job is held back.
+        """
+        ...
+
     def still_ours(self) -> None:
         """Asked at the last moment before publishing.
 
@@ -115,7 +123,11 @@ def transcode(
 
     tried: list[Tried] = []
     command: Command | None = planned.commands[0]
-    with scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
+    need = bytes_for(source, planned.rungs)
+    with (
+        scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held,
+        permit.room(held.folder, need),
+    ):
         while command:
             try:
                 with permit.slot(command):

@@ -370,7 +370,7 @@ function operations.put_off(ask)
   if ask.queue then redis.call('HSET', job_key(ask.id), 'queue', ask.queue) end
   put_back(ask.id, ask.why)
   wait_no_more(ask.id, field(ask.id, 'queue'))
-  redis.call('HINCRBY', job_key(ask.id), 'put_off', 1)
+  if not ask.held then redis.call('HINCRBY', job_key(ask.id), 'put_off', 1) end
   redis.call('HINCRBY', job_key(ask.id), 'crashes', ask.crashes)
   redis.call('HSET', job_key(ask.id), 'again', at(now + ask.seconds))
   redis.call('ZADD', 'transcoder:later', now + ask.seconds, ask.id)
