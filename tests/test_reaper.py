@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests import services
 from tests.conftest import MakeClip
+from tests.local import program
 from tests.test_ledger import claim, messages, submit
 from transcoder import Client, JobSpec, Status, queue, reaper
 from transcoder.errors import TransitionRefused, WorkersLost
@@ -330,10 +331,18 @@ def test_of_many_claims_at_once_one_wins(server: services.Redis, ledger: Ledger)
 
 # Real workers
 
+STEADY = """
+case " $* " in *" libx264 "*)
+  for word; do shift; [ "$word" = -i ] && set -- "$@" -readrate 1.5; set -- "$@" "$word"; done;;
+esac
+exec ffmpeg "$@"
+"""
+"""ffmpeg that encodes at the same pace on every machine, so that a test finds a job where it expects it."""
+
 
 @dataclass
 class Crew:
-    """Workers by name, on one Redis, and a client."""
+    """Workers by name, on one Redis, and a client. A job takes eight seconds."""
 
     redis: services.Redis
     folder: Path
@@ -344,6 +353,7 @@ class Crew:
 
     def worker(self, name: str, *, concurrency: int = 1, **env: Any) -> services.Worker:
         roots = [self.folder, self.source.parent]
+        env = {"TRANSCODER_FFMPEG": program(self.folder, "ffmpeg-steady", STEADY), **env}
         started = services.worker(
             self.redis.url, self.folder / name, roots, "--name", name, concurrency=concurrency, **env
         )

@@ -123,6 +123,7 @@ def test_the_guess_is_no_less_than_the_file_and_not_absurd(
 def test_a_job_for_which_there_is_too_little_space_is_held_and_goes_on_by_itself(
     crew: Crew, make_clip: MakeClip
 ) -> None:
+    crew.source = make_clip()
     state = os.statvfs(crew.folder)
     others = Space(connect(crew.redis.url))
     with others.room(str(crew.folder), state.f_bavail * state.f_frsize - 100_000, "others"):
