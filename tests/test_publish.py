@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -460,7 +461,7 @@ class Scenes:
 
     def ready(self) -> Ladder:
         folder = self.folder / str(next(self.count))
-        folder.mkdir()
+        folder.mkdir(parents=True)
         ladder = Ladder(folder, overwrite=self.overwrite, apart=self.apart)
         if self.overwrite:
             ladder.place_old()
@@ -797,6 +798,20 @@ def test_an_attempt_that_lost_the_job_can_publish_nothing_any_more(tmp_path: Pat
         ladder.publish(2)
     assert (ladder.state, ladder.litter) == ("new", [])
     assert json.loads(ladder.manifest.read_text())["attempt"] == 2
+
+
+def test_an_attempt_that_lost_the_job_can_publish_nothing_where_nothing_can_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for step in itertools.count(6):
+        reached, found = waking_up_late(ladder := Scenes(tmp_path / str(step)).ready(), step)
+        if not reached:
+            return
+        assert ladder.state == ("new" if found else "absent"), step
 
 
 def test_an_attempt_that_loses_the_job_amid_its_renames_undoes_nothing(

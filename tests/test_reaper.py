@@ -146,6 +146,21 @@ def test_a_worker_that_lost_its_jobs_serves_nothing_until_it_is_heard_again(ledg
     assert ledger.record("a").serving == 1
 
 
+def test_a_running_job_that_nobody_counted_is_watched_too(ledger: Ledger, watch: Watch, plain: redis_py.Redis) -> None:
+    submit(ledger, "a")
+    submit(ledger, "b")
+    claim(ledger, "a", "an older version")
+    held = claim(ledger, "b", "lives")
+    plain.zrem("transcoder:heartbeats", "a")
+    plain.zadd("transcoder:heartbeats", {"gone": 1, "long gone": 1})
+    taken = []
+    for _ in range(8):
+        taken += watch.look()
+        beats(ledger, "lives", ("b", held.fence))
+    assert taken == ["a"]
+    assert plain.zrange("transcoder:heartbeats", 0, -1) == ["b"]
+
+
 def test_after_an_outage_a_whole_lease_passes_before_anything_is_taken(tmp_path: Path) -> None:
     with services.private_redis(tmp_path, appendonly=True) as redis:
         ledger = Ledger(redis.url)

@@ -554,6 +554,27 @@ def test_a_wait_for_redis_ends_with_the_job(parts: Parts, redis: services.Redis)
         held.still_ours()
 
 
+def test_a_worker_that_ends_while_redis_is_away_leaves_the_end_of_its_job_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+    with services.private_redis(tmp_path, appendonly=True) as redis:
+        parts = Parts.on(redis)
+        ends = worker.Worker(parts.ledger, parts.heart, parts.equipped, Policy(("/media",)), over=over)
+
+        def publishes(*_: Any) -> Published:
+            redis.kill()
+            over.set()
+            return Published(Route("software", "software"), (), "", Timings())
+
+        monkeypatch.setattr(worker, "transcode", publishes)
+        parts.submit()
+        ends.run("a")
+        redis.start()
+        assert parts.fields()["state"] == "running"
+        assert "met a bug" not in caplog.text
+
+
 def test_the_end_of_a_job_is_told_once_redis_is_back(tmp_path: Path) -> None:
     with services.private_redis(tmp_path, appendonly=True) as redis:
         parts = Parts.on(redis)

@@ -334,6 +334,8 @@ class Worker:
             log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
         except JobCancelled as stopped:
             self._stop(held, stopped, emit)
+        except Ended:
+            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
         except (NoRoute, NoRouteWorked) as unsuited:
             self._go_on(held, unsuited, emit)
         except TranscoderError as wrong:
