@@ -73,11 +73,18 @@ class Alone:
     def cancelled(self) -> bool:
         return False
 
+    def fenced(self) -> None:
+        """There was no earlier attempt."""
+
     def may_write(self, targets: Sequence[str]) -> None:
         """Nobody else writes here."""
 
     def slot(self, command: Command) -> AbstractContextManager[None]:
         """There is a place."""
+        return nullcontext()
+
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """Whatever the disk has."""
         return nullcontext()
 
     def still_ours(self) -> None:

@@ -36,12 +36,19 @@ class Yes:
     def cancelled(self) -> bool:
         return False
 
+    def fenced(self) -> None:
+        pass
+
     def may_write(self, targets: Sequence[str]) -> None:
         self.claimed = tuple(targets)
         self.on_claim()
 
     def slot(self, command: Command) -> AbstractContextManager[None]:
         """There is a place."""
+        return nullcontext()
+
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """Whatever the disk has."""
         return nullcontext()
 
     def still_ours(self) -> None:

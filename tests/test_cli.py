@@ -29,7 +29,7 @@ from transcoder.spec import Audio, JobSpec, Output, Video
 
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = (
-    *("run", "submit", "jobs", "status", "watch", "cancel"),
+    *("run", "submit", "jobs", "status", "watch", "cancel", "retry", "quarantine", "pause", "resume"),
     *("devices", "doctor", "compose", "worker", "profiles", "schema"),
 )
 SMALL = """
@@ -652,3 +652,16 @@ def test_compose_without_a_gpu_is_an_error_that_names_what_was_left_out(call: Ca
     done = call("compose", "--api", "qsv")
     assert done.code == 12
     assert "QSV is Intel's" in done.err
+
+
+@pytest.mark.usefixtures("queue")
+def test_a_job_that_failed_is_tried_again_as_a_new_one(call: Call, clip: Path, here: Path) -> None:
+    shutil.move(clip, here / "later.mp4")
+    number = call("submit", clip.name, "out.mp4", "-p", "small", "--json").json["id"]
+    assert call("watch", number).code == 5
+    shutil.move(here / "later.mp4", clip)
+    again = call("retry", number).out.strip()
+    assert again not in ("", number)
+    assert call("watch", again).code == 0
+    assert call("retry", again).code == 17
+    assert call("quarantine", "--json").json == []

@@ -192,7 +192,7 @@ def test_a_hung_device_is_tried_again_before_its_next_job(fleet: Fleet) -> None:
 
 def test_a_worker_that_was_told_to_end_serves_nothing_more(fleet: Fleet, make_clip: MakeClip) -> None:
     fleet.add(rate=3_000_000)
-    fleet.worker("gpu", "--serves", "hardware", concurrency=1)
+    fleet.worker("gpu", "--serves", "hardware", concurrency=1, TRANSCODER_GRACE="60")
     last = fleet.submit(make_clip("testsrc2=s=320x180:r=25:d=20", audio=False), **REQUIRE)
     fleet.until(lambda: fleet.client.status(last).phase == "encoding")
     os.kill(fleet.workers["gpu"].pid, signal.SIGTERM)

@@ -161,16 +161,46 @@ def test_a_beat_tells_phases_and_progress_and_brings_back_a_cancellation(ledger:
         ledger.still_ours("a", fence)
 
 
-def test_a_job_whose_worker_is_silent_is_cancelled_at_once_and_its_target_is_free(
+def reaped(ledger: Ledger, *job_ids: str) -> None:
+    """As if nothing had been heard of their workers for a lease."""
+    look = ledger.reap("reaper", ledger.reap("reaper", -1, 0, 10).count, 0, 10)
+    assert [job.job_id for job in look.taken_back] == list(job_ids)
+
+
+def test_a_job_of_a_silent_worker_is_cancelled_by_the_next_one_and_not_before(
     ledger: Ledger, plain: redis_py.Redis
 ) -> None:
+    live(ledger, "gpu", HW)
     submit(ledger, "a", asked("/media/one.mp4"))
+    ledger.leave("gpu")
+    live(ledger, "cpu", SOFTWARE)
     held = claim(ledger, "a")
-    plain.hset("transcoder:job:a", "heartbeat", str(time.time() - 60))
-    assert ledger.cancel("a") == "cancelled"
+    ledger.take_targets("a", held.fence, ["/media/one.mp4"])
+    reaped(ledger, "a")
+    assert ledger.cancel("a") == "queued", "its worker may still wake up and publish"
+    assert plain.llen(queue.message("", 5, SOFTWARE).list_key) == 1, "who lives can end it, whatever it serves"
+    with pytest.raises(TargetExists):
+        submit(ledger, "b", asked("/media/one.mp4"))
+    next_one = claim(ledger, "a", "another")
+    assert (next_one.left, next_one.lost) == (("/media/one.mp4",), 1)
+    with pytest.raises(JobCancelled):
+        ledger.fenced("a", next_one.fence)
+    ledger.hand_back("a", next_one.fence, "it ends as well")
+    assert state(ledger, "a") == "cancelled"
+    assert json.loads(ledger.record("a").fields["error"])["kind"] == "JobCancelled"
     submit(ledger, "b", asked("/media/one.mp4"))
     with pytest.raises(TransitionRefused):
         ledger.still_ours("a", held.fence)
+
+
+def test_a_job_whose_earlier_attempts_are_fenced_is_cancelled_at_once(ledger: Ledger) -> None:
+    submit(ledger, "a")
+    claim(ledger, "a")
+    reaped(ledger, "a")
+    held = claim(ledger, "a", "another")
+    ledger.fenced("a", held.fence)
+    ledger.hand_back("a", held.fence, "the worker ends")
+    assert ledger.cancel("a") == "cancelled"
 
 
 def test_a_queued_job_is_cancelled_at_once_and_its_message_comes_too_late(ledger: Ledger) -> None:
@@ -506,6 +536,8 @@ class Lives(RuleBasedStateMachine):
         self.owners: dict[str, str] = {}
         self.tried: dict[str, set[str]] = {}
         self.serving: dict[str, tuple[str, ...]] = {}
+        self.to_be_cancelled: set[str] = set()
+        self.unfenced: set[str] = set()
 
     def move(self, job_id: str, to: str, allowed: bool, change: Any) -> None:
         if allowed and to in TRANSITIONS[self.states[job_id]]:
@@ -574,7 +606,32 @@ class Lives(RuleBasedStateMachine):
     @rule(held=fences)
     def hand_back(self, held: tuple[str, int]) -> None:
         job_id, fence = held
-        self.move(job_id, "queued", self.holds(*held), lambda: self.ledger.hand_back(job_id, fence, "why"))
+        to = "cancelled" if job_id in self.to_be_cancelled else "queued"
+        self.move(job_id, to, self.holds(*held), lambda: self.ledger.hand_back(job_id, fence, "why"))
+
+    @rule()
+    def all_workers_are_lost(self) -> None:
+        running = [job_id for job_id, now in self.states.items() if now == "running"]
+        look = self.ledger.reap("reaper", self.ledger.reap("reaper", -1, 0, 10).count, 0, 10)
+        assert sorted(job.job_id for job in look.taken_back) == sorted(running)
+        assert {job.job_id: job.owner for job in look.taken_back} == {one: self.owners[one] for one in running}
+        self.states |= dict.fromkeys(running, "queued")
+        self.unfenced |= set(running)
+        for job_id in running:
+            self.serving.pop(self.owners[job_id], None)
+
+    @rule(held=fences)
+    def fence(self, held: tuple[str, int]) -> None:
+        if not self.holds(*held):
+            with pytest.raises(TransitionRefused):
+                self.ledger.fenced(*held)
+            return
+        self.unfenced.discard(held[0])
+        if held[0] in self.to_be_cancelled:
+            with pytest.raises(JobCancelled):
+                self.ledger.fenced(*held)
+        else:
+            self.ledger.fenced(*held)
 
     @rule(held=consumes(fences), end=st.sampled_from(sorted(FINISHED)))
     def finish(self, held: tuple[str, int], end: str) -> None:
@@ -586,15 +643,18 @@ class Lives(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
-        if self.states[job_id] == "running":
-            assert self.ledger.cancel(job_id) == "running"
+        now = self.states[job_id]
+        if now == "running" or (now == "queued" and job_id in self.unfenced):
+            assert self.ledger.cancel(job_id) == now
+            self.to_be_cancelled.add(job_id)
         else:
             self.move(job_id, "cancelled", True, lambda: self.ledger.cancel(job_id))
 
     @rule(held=fences)
     def beat(self, held: tuple[str, int]) -> None:
         [verdict] = self.ledger.beat("another", [Report(*held)])
-        assert (verdict == "lost") == (not self.holds(*held))
+        asked_to = "cancelled" if held[0] in self.to_be_cancelled else "go on"
+        assert verdict == (asked_to if self.holds(*held) else "lost")
 
     @invariant()
     def the_record_and_every_index_agree(self) -> None:

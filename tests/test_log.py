@@ -11,7 +11,7 @@ import pytest
 
 from transcoder import log
 from transcoder.command import Route
-from transcoder.errors import InputMissing, JobCancelled
+from transcoder.errors import InputMissing, JobCancelled, TargetUnwritable
 from transcoder.events import (
     Advanced,
     Event,
@@ -23,6 +23,7 @@ from transcoder.events import (
     Probing,
     Published,
     Publishing,
+    PutOff,
     Started,
     Timings,
     Verifying,
@@ -45,6 +46,7 @@ EVERY: tuple[Event, ...] = (
     Published(ROUTE, (OUTPUT,), "/media/b.json", Timings(total=2.0)),
     Failed(InputMissing("/media/a.mp4 is not there", "Look.")),
     HandedOn("software", "the device failed"),
+    PutOff(TargetUnwritable("the disk is full", "Make room."), 10.0),
 )
 
 
@@ -83,6 +85,7 @@ def test_every_event_is_one_line_of_json_with_the_job(stream: io.StringIO) -> No
         "published",
         "failed",
         "handed_on",
+        "put_off",
     ]
     assert {line["job"] for line in found} == {"ab12"}
     assert list(found[0])[:4] == ["time", "level", "event", "job"]

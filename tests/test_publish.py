@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -11,8 +12,10 @@ import multiprocessing
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +24,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import MakeClip
-from tests.local import Place, Yes, children, everything_below
-from transcoder import publish, scratch
-from transcoder.errors import PathRefused, TargetExists, TargetUnwritable, TranscoderError
+from tests.local import MACHINE, Place, Yes, children, everything_below
+from transcoder import job, publish, scratch
+from transcoder.errors import PathRefused, TargetExists, TargetUnwritable, TranscoderError, TransitionRefused
 from transcoder.events import Event
+from transcoder.manifest import Attempt
 from transcoder.policy import Policy
 
 FORK = multiprocessing.get_context("fork")
@@ -458,7 +462,7 @@ class Scenes:
 
     def ready(self) -> Ladder:
         folder = self.folder / str(next(self.count))
-        folder.mkdir()
+        folder.mkdir(parents=True)
         ladder = Ladder(folder, overwrite=self.overwrite, apart=self.apart)
         if self.overwrite:
             ladder.place_old()
@@ -501,6 +505,136 @@ def test_an_interrupted_attempt_is_completed_or_undone_by_the_next(
         assert ladder.litter == []
         outcomes.add((promised, bool(found)))
     assert outcomes == {(False, False), (False, True), (True, True)}
+
+
+def waking_up_late(ladder: Ladder, step: int) -> tuple[bool, Mapping[str, Any] | None]:
+    """An attempt that stands still before its `step`-th call into the file system until the next one has taken over.
+
+    Gives whether it came so far, and the manifest that the next attempt found or completed.
+    """
+    count, found = itertools.count(), []
+
+    def late(call: Callable[..., Any]) -> Callable[..., Any]:
+        def step_by_step(*words: Any, **options: Any) -> Any:
+            if next(count) == step:
+                found.append(ladder.recover())
+            return call(*words, **options)
+
+        return step_by_step
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STEPS:
+            patch.setattr(os, name, late(getattr(os, name)))
+        patch.setattr(publish, "_renameat2", late(publish._renameat2))
+        with suppress(TransitionRefused, TargetExists, TargetUnwritable):
+            ladder.publish()
+    return bool(found), found[0] if found else None
+
+
+class Interleaved:
+    """An attempt that stands still before one of its calls, and goes on when the next one has come to one of its."""
+
+    def __init__(self, ladder: Ladder, stop_at: int, resume_at: int) -> None:
+        self.ladder, self.stop_at, self.resume_at = ladder, stop_at, resume_at
+        self.counts = {"late": itertools.count(), "next": itertools.count()}
+        self.stopped, self.resumed = threading.Event(), threading.Event()
+        self.late = threading.Thread(target=self.publish, name="late")
+        self.found: Mapping[str, Any] | None = None
+
+    def publish(self) -> None:
+        with suppress(TransitionRefused, TargetExists, TargetUnwritable):
+            self.ladder.publish()
+        self.stopped.set()
+
+    def hook(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step_by_step(*words: Any, **options: Any) -> Any:
+            name = threading.current_thread().name
+            step = next(self.counts["late" if name == "late" else "next"])
+            if name == "late" and step == self.stop_at:
+                self.stopped.set()
+                assert self.resumed.wait(20)
+            if name != "late" and step == self.resume_at:
+                self.resumed.set()
+                self.late.join(20)
+            return call(*words, **options)
+
+        return step_by_step
+
+    def run(self) -> tuple[bool, bool]:
+        """Whether the late one came to where it was to stop, and the next one to where it was to let it go on."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in STEPS:
+                patch.setattr(os, name, self.hook(getattr(os, name)))
+            patch.setattr(publish, "_renameat2", self.hook(publish._renameat2))
+            self.late.start()
+            assert self.stopped.wait(20)
+            reached = self.late.is_alive()
+            self.found = self.ladder.recover()
+            met = self.resumed.is_set()
+            self.resumed.set()
+            self.late.join(20)
+        return reached, met
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["beside", "apart"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_an_attempt_that_wakes_up_while_it_is_fenced_changes_nothing_either(
+    tmp_path: Path, overwrite: bool, apart: bool
+) -> None:
+    scenes = Scenes(tmp_path, overwrite=overwrite, apart=apart)
+    tried = 0
+    for stop_at in itertools.count(9, 2):  # before, it has not even claimed its folder
+        for resume_at in itertools.count(0, 2):
+            both = Interleaved(scenes.ready(), stop_at, resume_at)
+            reached, met = both.run()
+            ladder = both.ladder
+            where = (stop_at, resume_at, both.found)
+            assert ladder.state == ("new" if both.found else "old" if overwrite else "absent"), where
+            assert (ladder.manifest.exists(), ladder.litter) == (bool(both.found), []), where
+            tried += met
+            if not met or not reached:
+                break
+        if not reached:
+            break
+    assert tried > 100, "the steps are no longer seen"
+
+
+def test_the_draft_of_a_manifest_that_stands_apart_is_of_its_folder_alone() -> None:
+    drafts = [publish._draft(f"/out/.transcoder-job-{which}", "/apart/job.json") for which in ("1", "1~2")]
+    assert len(set(drafts)) == 2
+    assert {os.path.dirname(draft) for draft in drafts} == {"/apart"}
+
+
+def refuse_the_late_one(ladder: Ladder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last output cannot be renamed, while the next attempt can do that."""
+    rename = publish._rename
+
+    def refuse(made: str, target: str, *, overwrite: bool) -> None:
+        if target == ladder.targets[-1] and "~" not in made:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(made, target, overwrite=overwrite)
+
+    monkeypatch.setattr(publish, "_rename", refuse)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "that fails"])
+@pytest.mark.parametrize("apart", [False, True], ids=["beside", "apart"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_an_attempt_that_wakes_up_late_changes_nothing_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool, apart: bool, fails: bool
+) -> None:
+    scenes = Scenes(tmp_path, overwrite=overwrite, apart=apart)
+    for step in itertools.count(6):  # before, it has not even claimed its folder
+        ladder = scenes.ready()
+        if fails:
+            refuse_the_late_one(ladder, monkeypatch)
+        reached, found = waking_up_late(ladder, step)
+        monkeypatch.undo()
+        if not reached:
+            assert step > 30, "the steps are no longer seen"
+            return
+        assert ladder.state == ("new" if found else "old" if overwrite else "absent"), step
+        assert (ladder.manifest.exists(), ladder.litter) == (bool(found), []), step
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
@@ -564,6 +698,46 @@ def test_a_later_attempt_finds_what_an_earlier_one_published(place: Place, sourc
         file.write(b"changed since")
     with pytest.raises(TargetExists):
         place.run(place.spec(source), attempt=3)
+
+
+def test_a_job_whose_manifest_stands_needs_no_source_and_no_plan_to_be_completed(place: Place, source: Path) -> None:
+    spec = place.spec(source)
+    first = place.run(spec, attempt=1)
+    source.unlink()
+    attempt = Attempt("job", 2, (spec.target,))
+    again = job.transcode(spec, attempt, MACHINE, place.policy, place.events.append, Yes())
+    assert (again.outputs, again.manifest) == (first.outputs, first.manifest)
+
+
+def test_an_attempt_says_that_it_is_alone_once_it_has_taken_away_what_earlier_ones_left(
+    place: Place, source: Path
+) -> None:
+    spec = place.spec(source)
+    alone: list[list[str]] = []
+
+    class Asks(Yes):
+        def fenced(self) -> None:
+            alone.append([path.name for path in place.out.iterdir()])
+
+    with scratch.scratch("job", 1, (spec.target,), ("mp4",)):
+        for attempt in (Attempt("job", 1), Attempt("job", 2, (spec.target,))):
+            with suppress(TargetExists):  # the first is at work
+                job.transcode(spec, attempt, MACHINE, place.policy, place.events.append, Asks())
+    assert alone == [[]]
+
+
+def test_a_fault_after_the_job_was_lost_blames_nobody(place: Place, source: Path) -> None:
+    spec = place.spec(source)
+    events: list[str] = []
+
+    def listen(event: Event) -> None:
+        events.append(type(event).__name__)
+        if events[-1] == "Verifying":
+            assert publish.recover("job", 2, (spec.target,), place.policy) is None
+
+    with pytest.raises(TransitionRefused, match="took over"):
+        job.transcode(spec, Attempt("job"), MACHINE, place.policy, listen, Yes())
+    assert "FellBack" not in events
 
 
 MOMENTS = ("Started", "Advanced", "Verifying", "Publishing", "claim", "end", "rename", "manifest")
@@ -693,12 +867,35 @@ def test_an_attempt_that_lost_the_job_can_publish_nothing_any_more(tmp_path: Pat
     with scratch.scratch("job", 1, ladder.targets, ("mp4",) * 3) as zombie:
         ladder.make(zombie)
         assert ladder.recover(2) is None
-        with pytest.raises((TargetUnwritable, TargetExists)):
+        with pytest.raises(TransitionRefused, match="took over"):
             publish.put(zombie, ladder.promise(1), ladder.policy, overwrite=True)
         assert (ladder.state, ladder.litter) == ("absent", [])
         ladder.publish(2)
     assert (ladder.state, ladder.litter) == ("new", [])
     assert json.loads(ladder.manifest.read_text())["attempt"] == 2
+
+
+def test_what_an_attempt_left_is_out_of_its_reach_before_it_is_looked_at_whatever_its_lock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    ladder = Ladder(tmp_path)
+    with scratch.scratch("job", 1, ladder.targets, ("mp4",) * 3) as cut_off:
+        ladder.make(cut_off)
+        for attempt in (2, 3):  # the second was interrupted as well
+            folders = scratch.abandoned("job", attempt, str(ladder.out))
+            assert os.path.basename(next(folders)) == f".transcoder-job-1~{'2' if attempt == 2 else '2~3'}"
+            assert not os.path.exists(cut_off.folder)
+            with pytest.raises(TransitionRefused, match="took over"):
+                publish.put(cut_off, ladder.promise(), ladder.policy, overwrite=True)
+            with monkeypatch.context() as patch:
+                if attempt == 2:
+                    patch.setattr("shutil.rmtree", lambda *_, **__: None)
+                folders.close()
+    assert (ladder.state, ladder.litter) == ("absent", [])
 
 
 def test_an_attempt_that_loses_the_job_amid_its_renames_undoes_nothing(
@@ -713,7 +910,7 @@ def test_an_attempt_that_loses_the_job_amid_its_renames_undoes_nothing(
             assert ladder.recover(2)
 
     monkeypatch.setattr(publish, "_rename", loses)
-    with pytest.raises(TargetExists, match="took over"):
+    with pytest.raises(TransitionRefused, match="took over"):
         ladder.publish(1)
     assert (ladder.state, ladder.litter) == ("new", [])
 

@@ -181,6 +181,14 @@ def test_the_slot_of_a_dead_worker_is_free_when_its_lease_runs_out(leases: Slots
         assert used(leases) == 100
 
 
+def test_what_a_lost_worker_held_is_free_as_soon_as_that_is_known(leases: Slots, plain: redis_py.Redis) -> None:
+    with asking(leases, "lost.1.1", 100), asking(leases, "lost.1.2", 50), asking(leases, "lost.11.1", 50) as other:
+        leases.forget("lost.1.")
+        assert other.held.wait(5)
+        assert used(leases) == 50
+    assert not plain.exists("transcoder:slots:places")
+
+
 def test_a_held_lease_is_renewed_and_one_that_ran_out_comes_before_all_who_wait(
     leases: Slots, plain: redis_py.Redis
 ) -> None:

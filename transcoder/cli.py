@@ -231,7 +231,7 @@ def submit(
 )
 def jobs(
     state: Annotated[
-        Literal["queued", "running", "published", "failed", "cancelled"] | None,
+        Literal["queued", "running", "published", "failed", "cancelled", "quarantined"] | None,
         typer.Option("--state", help="Only jobs in this state."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, the newest first.")] = 50,
@@ -338,6 +338,54 @@ def cancel(number: JobId, json: AsJson = False) -> None:
         screen.as_json({"id": number, "state": state})
     else:
         screen.line(f"{number} is cancelled" if state == "cancelled" else f"{number} is being cancelled")
+
+
+@app.command()
+def retry(number: JobId, json: AsJson = False) -> None:
+    """Submit a job that failed, was cancelled or rests in quarantine once more, and print the new job's id."""
+    new = _client().retry(number)
+    screen.as_json({"id": new, "retries": number}) if json else screen.line(new)
+
+
+QueueName = Annotated[
+    str, typer.Argument(metavar="QUEUE", help="hw.h264, hw.hevc, hw.hevc10, hw.av1, hw.vp9, software.")
+]
+
+
+@app.command()
+def pause(name: QueueName) -> None:
+    """Let no job of a queue begin from now on.
+
+    Those that run go on, and new ones are accepted.
+    """
+    _client().pause(name)
+    screen.line(f"{name} is paused: none of its jobs begins until `transcoder resume {name}`")
+
+
+@app.command()
+def resume(name: QueueName) -> None:
+    """Let the jobs of a paused queue begin again."""
+    _client().resume(name)
+    screen.line(f"{name} goes on")
+
+
+@app.command()
+def quarantine(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, the newest first.")] = 50,
+    json: AsJson = False,
+) -> None:
+    """List the jobs on whose source ffmpeg died again and again, in software too.
+
+    With --json each has its evidence: command, ffmpeg's last words, what the source is, the worker and its device.
+    """
+    found = _client().jobs("quarantined", limit)
+    if json:
+        screen.as_json(found)
+        return
+    screen.table(
+        ("id", "source", "why", "age"),
+        [(one.id, one.spec["source"], (one.error or {}).get("what", ""), _age(one)) for one in found],
+    )
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -651,10 +699,16 @@ class _Interrupt:
     def cancelled(self) -> bool:
         return self._signal is not None
 
+    def fenced(self) -> None:
+        pass
+
     def may_write(self, targets: Sequence[str]) -> None:
         pass
 
     def slot(self, command: Command) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
         return nullcontext()
 
     def still_ours(self) -> None:
@@ -728,6 +782,10 @@ def _error(last: Status) -> TranscoderError | None:
     from transcoder.client import error_of
 
     return None if last.state == "published" else error_of(last)
+
+
+def _age(one: Status) -> str:
+    return screen.span(time.time() - one.created)
 
 
 def _done(one: Status) -> str:

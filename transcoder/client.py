@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transcoder import placement, queue, settings
-from transcoder.errors import TargetExists, TranscoderError, error_named
+from transcoder.errors import PathRefused, TargetExists, TranscoderError, TransitionRefused, error_named
 from transcoder.ledger import FINISHED, TRANSITIONS, Heard, Ledger, Moment, Record
 from transcoder.machine import SOFTWARE
 from transcoder.roots import refuse_outside
 from transcoder.spec import JobSpec
 
 PHASES = ("queued", "probing", "waiting", "encoding", "verifying", "publishing")
-"""The phases that a job goes through on its way, in order; after them it is published, failed or cancelled.
+"""The phases that a job goes through on its way, in order; after them it has one of the states of a finished job.
 
 It waits only where its device, or the CPUs, have all the work that they can bear.
 """
@@ -39,10 +39,10 @@ class Progress:
 class Status:
     """A job as it stood at one moment. Times are Unix times in seconds, None for what has not happened.
 
-    `state` is queued, running, published, failed or cancelled; `phase` is one of PHASES, or the state of a finished
-    job. `spec` is what was asked, as JSON values. `result` is there once it is published, `error` once it failed or
-    was cancelled. `attempts` counts how often a worker took it. `queue` is the one that it waits in or was taken from,
-    `waiting_for` says why it does not run yet.
+    `state` is queued, running, published, failed, cancelled or quarantined; `phase` is one of PHASES, or the state of a
+    finished job. `spec` is what was asked, as JSON values. `result` is there once it is published, `error` once it
+    ended otherwise. `attempts` counts how often a worker took it. `queue` is the one that it waits in or was taken
+    from, `waiting_for` says why it does not run yet.
     """
 
     id: str
@@ -93,12 +93,33 @@ class Client:
             TokenConflict: the token was used before with another spec.
             NoRoute: acceleration is required and no live worker has the ability.
         """
-        for path in (spec.source, spec.target) if self._roots else ():
-            refuse_outside(path, self._roots or ())
-        if spec.target == spec.source:
-            raise TargetExists(f"the target {spec.target!r} is the source itself", "Name another target.")
+        if error := self._refusal(spec):
+            raise error
         job_id = secrets.token_hex(8)
         return self._ledger.submit(job_id, spec, queue.message(job_id, spec.priority))
+
+    def submit_many(self, specs: Sequence[JobSpec]) -> list[str | TranscoderError]:
+        """Put many jobs on their queues, hundreds in one question. Gives for each its id, or why it was refused.
+
+        One that is refused does not keep the others. Where Redis goes away in between (BrokerUnavailable) some may be
+        recorded: with tokens they can all be submitted once more.
+        """
+        refused = {place: error for place, spec in enumerate(specs) if (error := self._refusal(spec))}
+        jobs = []
+        for place, spec in enumerate(specs):
+            if place not in refused:
+                job_id = secrets.token_hex(8)
+                jobs.append((job_id, spec, queue.message(job_id, spec.priority)))
+        accepted = iter(self._ledger.submit_many(jobs))
+        return [refused[place] if place in refused else next(accepted) for place in range(len(specs))]
+
+    def pause(self, queue: str) -> None:
+        """Let no job of a queue (hw.h264, software, …) begin from now on. Those that run go on."""
+        self._ledger.pause(_known(queue))
+
+    def resume(self, queue: str) -> None:
+        """Let the jobs of a paused queue begin again."""
+        self._ledger.resume(_known(queue))
 
     def status(self, job_id: str) -> Status:
         """A job as it stands.
@@ -149,6 +170,19 @@ class Client:
         """
         return self._ledger.cancel(job_id)
 
+    def retry(self, job_id: str) -> str:
+        """Submit a job that failed, was cancelled or rests in quarantine once more, as a new job. Gives its id.
+
+        Raises:
+            TransitionRefused: it is not finished, or it is published.
+            JobUnknown: there is no record of it.
+        """
+        now = self.status(job_id)
+        if now.state in ("published", "queued", "running"):
+            raise TransitionRefused(f"job {job_id} is {now.state}", "Only what ended without an output is tried again.")
+        # a token names its first job
+        return self.submit(JobSpec.model_validate({**now.spec, "token": None}))
+
     def jobs(self, state: str | None = None, limit: int = 50) -> list[Status]:
         """The newest jobs first, all or those in one state."""
         if state is not None and state not in TRANSITIONS:
@@ -162,6 +196,24 @@ class Client:
     def close(self) -> None:
         """Give the connections back."""
         self._ledger.close()
+
+    def _refusal(self, spec: JobSpec) -> TranscoderError | None:
+        """Why a job is refused before anybody is asked."""
+        try:
+            for path in (spec.source, spec.target) if self._roots else ():
+                refuse_outside(path, self._roots or ())
+        except PathRefused as refused:
+            return refused
+        if spec.target == spec.source:
+            return TargetExists(f"the target {spec.target!r} is the source itself", "Name another target.")
+        return None
+
+
+def _known(name: str) -> str:
+    """The queue's name on the broker."""
+    if name not in placement.QUEUES:
+        raise TranscoderError(f"there is no queue {name!r}", f"The queues are {', '.join(placement.QUEUES)}.")
+    return placement.queue_name(name)
 
 
 def error_of(status: Status) -> TranscoderError:
@@ -203,9 +255,15 @@ def _waiting_for(record: Record) -> str | None:
     fields = record.fields
     if fields["state"] == "running" and fields.get("phase") == "waiting":
         return f"{fields.get('detail') or 'a slot'}, which has all the work that it can bear"
-    if fields["state"] != "queued":
-        return None
-    ability = placement.short(fields["queue"])
+    return _queued_for(record) if fields["state"] == "queued" else None
+
+
+def _queued_for(record: Record) -> str:
+    ability = placement.short(record.fields["queue"])
+    if again := record.fields.get("again"):
+        return f"its next try, in {max(0.0, float(again) - time.time()):.0f} s"
+    if record.paused:
+        return f"the queue {ability}, which is paused (`transcoder resume {ability}`)"
     if record.waiting is None:
         return f"a worker that serves {ability}"
     others = _count(record.waiting - 1, "other")

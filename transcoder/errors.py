@@ -148,6 +148,20 @@ class SettingsError(TranscoderError):
     summary = "a setting is missing or wrong"
 
 
+class WorkersLost(TranscoderError):
+    """Worker after worker was lost while it had the job."""
+
+    exit_code = 19
+    summary = "too many workers were lost while they had the job"
+
+
+class Quarantined(TranscoderError):
+    """ffmpeg died again and again on this source, in software too: nothing runs it again by itself."""
+
+    exit_code = 20
+    summary = "ffmpeg died again and again on the source, which rests in quarantine"
+
+
 def exit_codes() -> tuple[tuple[int, str], ...]:
     """The documented table of exit codes, in order: (code, meaning)."""
     ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}

@@ -164,6 +164,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class PutOff:
+    """The job failed in a way that may pass, and is tried again in so many seconds by whoever has a place."""
+
+    error: TranscoderError
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class HandedOn:
     """The job goes on with another worker, which takes it from `queue`; this one has nothing more to do with it."""
 
@@ -172,7 +180,7 @@ class HandedOn:
 
 
 Event: TypeAlias = (
-    Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed | HandedOn
+    Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed | PutOff | HandedOn
 )
 Emit: TypeAlias = Callable[[Event], None]
 
@@ -188,7 +196,7 @@ def phase(event: Event) -> str | None:
             return "verifying"
         case Publishing():
             return "publishing"
-        case Published() | Failed() | HandedOn():
+        case Published() | Failed() | PutOff() | HandedOn():
             return "done"
         case Planned() | FellBack():
             return None

@@ -10,8 +10,9 @@ from time import monotonic, sleep
 from typing import Protocol
 
 from transcoder import ffmpeg, manifest, publish
+from transcoder.appetite import bytes_for
 from transcoder.command import Command
-from transcoder.errors import InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
+from transcoder.errors import InputRefused, InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
 from transcoder.events import (
     Advanced,
     Emit,
@@ -61,11 +62,27 @@ class Permit(Protocol):
         """
         ...
 
+    def fenced(self) -> None:
+        """Told by a later attempt that the earlier ones can publish nothing any more; asked whether it may go on.
+
+        Raises:
+            JobCancelled: it was cancelled.
+            WorkersLost: too many workers were lost with it.
+        """
+        ...
+
     def may_write(self, targets: Sequence[str]) -> None:
         """Claim the final paths for this job, once they are known.
 
         Raises:
             TargetExists: another unfinished job has one of them.
+        """
+        ...
+
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """So many bytes of the file system where `folder` lies, for what is going to be written there.
+
+        It may raise what its own side understands where there is too little: then the job is held back.
         """
         ...
 
@@ -88,6 +105,10 @@ def transcode(
         TranscoderError: any of its kinds; which one says what the caller can do.
     """
     clock = Clock()
+    if attempt.number > 1:
+        if whole := attempt.left and publish.recover(attempt.job_id, attempt.number, attempt.left, policy):
+            return _announce(manifest.published(whole), emit)
+        permit.fenced()
     emit(Probing(spec.source))
     before, source = fingerprint(spec.source, policy), probe(spec.source, policy)
     allowed = machine if policy.hardware_decode else machine.decoding_in_software()
@@ -102,7 +123,11 @@ def transcode(
 
     tried: list[Tried] = []
     command: Command | None = planned.commands[0]
-    with scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
+    need = bytes_for(source, planned.rungs)
+    with (
+        scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held,
+        permit.room(held.folder, need),
+    ):
         while command:
             try:
                 with permit.slot(command):
@@ -114,6 +139,7 @@ def transcode(
                 good = verify(planned, command.route, held.paths, finished, policy, permit.cancelled)
                 clock.lap("verify")
             except Fault as fault:
+                held.still_there()
                 tried.append(Tried(command.route.name, fault.kind.value, fault.what, clock.lap("lost")))
                 emit(FellBack(command.route, fault.kind, fault.what, tried[-1].lost))
                 again = sum(one.route == command.route.name for one in tried)
@@ -223,6 +249,10 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
         case FaultClass.BLOCKED:
             hint = "Look at the storage, and submit again once it answers."
             return InputUnreadable(f"the source {spec.source!r} could not be read: {fault.what}", hint, evidence)
+        case FaultClass.LIMIT:
+            hint = "Raise TRANSCODER_WALL_LIMIT, _CPU_LIMIT or _MAX_FILE on the workers, or ask for less."
+            what = f"the source {spec.source!r} takes more than is allowed: {fault.what}"
+            return InputRefused(what, hint, evidence)
         case FaultClass.OUTPUT:
             hint = "Make room or repair the volume, then submit again."
             return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)

@@ -1,7 +1,7 @@
 -- The ledger's changes, each of which happens whole or not at all. ledger.py puts the constants before this text:
 -- LEGAL[from][to], RETENTION (seconds that a finished record is kept), HISTORY (lines of a job's history), ALIVE (seconds
 -- after which a worker that says nothing counts no more), GRACE (seconds that nobody serves a queue before jobs leave it),
--- SILENT (seconds that a silent worker is still listed).
+-- SILENT (seconds that a silent worker is still listed), STEPS (what follows a queue's name in those of its lists).
 -- Every operation answers with a word first: 'ok', or why it was refused. Times are Redis' own, in seconds of Unix time.
 
 local clock = redis.call('TIME')
@@ -18,6 +18,11 @@ local function worker_key(owner) return 'transcoder:worker:' .. owner end
 local function message_key(id) return 'transcoder:message:' .. id end
 local function target_key(digest) return 'transcoder:target:' .. digest end
 local function token_key(digest) return 'transcoder:token:' .. digest end
+
+-- Grows with every sign of life. Each is kept with the number that it had then, so that who knows how far the count was
+-- a while ago knows who has been silent since, by a clock of its own.
+local function pulse() return redis.call('INCR', 'transcoder:pulse') end
+local function alive(id) redis.call('ZADD', 'transcoder:heartbeats', pulse(), id) end
 
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
 local function finished(state) return next(LEGAL[state]) == nil end
@@ -80,7 +85,8 @@ local function retire(id)
   release(id)
   redis.call('DEL', message_key(id))
   redis.call('ZREM', 'transcoder:aside', id)
-  redis.call('HDEL', job_key(id), 'targets', 'claim', 'cancel', 'tried')
+  redis.call('ZREM', 'transcoder:later', id)
+  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried', 'again')
   redis.call('HSET', job_key(id), 'finished', at(now))
   local token = field(id, 'token')
   if token then redis.call('EXPIRE', token_key(token), RETENTION) end
@@ -95,19 +101,39 @@ local function wait_in(id, queue)
   redis.call('SADD', 'transcoder:queues', queue)
   redis.call('HSET', job_key(id), 'queue', queue)
   redis.call('ZADD', waiting_key(queue), at(now), id)
+  redis.call('ZADD', 'transcoder:rising', at(now), id)
   if policy == 'prefer' and queue ~= software then redis.call('ZADD', prefer_key(queue), at(now), id) end
 end
 
 local function wait_no_more(id, queue)
   redis.call('ZREM', waiting_key(queue), id)
   redis.call('ZREM', prefer_key(queue), id)
+  redis.call('ZREM', 'transcoder:rising', id)
 end
+
+local function paused(queue) return redis.call('SISMEMBER', 'transcoder:paused', queue) == 1 end
 
 -- the job's message in that queue, behind all others or, for a job that has waited elsewhere, before them
 local function send(id, queue, before)
   local text, step = unpack(redis.call('HMGET', message_key(id), 'text', 'step'))
   text = text:gsub('"routing_key": "[^"]*"', '"routing_key": "' .. queue .. '"')
   redis.call(before and 'RPUSH' or 'LPUSH', queue .. step, text)
+  return text
+end
+
+-- A job that has waited long becomes one step more urgent, before those that have waited less there. Its old message is
+-- sought from the end where the oldest are. What is the most urgent already stays where it is.
+local function rise(id)
+  local queue, step = field(id, 'queue'), redis.call('HGET', message_key(id), 'step')
+  for place = 2, #STEPS do
+    if STEPS[place] == step then
+      redis.call('HSET', message_key(id), 'step', STEPS[place - 1])
+      redis.call('LREM', queue .. step, -1, send(id, queue, true))
+      redis.call('ZADD', 'transcoder:rising', at(now), id)
+      return
+    end
+  end
+  redis.call('ZREM', 'transcoder:rising', id)
 end
 
 local function live(queue) return redis.call('ZCOUNT', serving_key(queue), now - ALIVE, '+inf') end
@@ -152,6 +178,7 @@ local function move(id, to, detail)
   redis.call('ZREM', state_key(from), id)
   redis.call('ZADD', state_key(to), at(now), id)
   if from == 'queued' then wait_no_more(id, queue) end
+  if from == 'running' then redis.call('ZREM', 'transcoder:heartbeats', id) end
   if to == 'queued' then wait_in(id, queue) end
   note(id, now, to, detail)
   if finished(to) then retire(id) end
@@ -193,23 +220,33 @@ function operations.submit(job)
   return {'ok', job.id}
 end
 
+-- what its new holder is told of a job
+local function claimed(id)
+  local spec, attempt, queue, paths = unpack(redis.call('HMGET', job_key(id), 'spec', 'attempt', 'queue', 'paths'))
+  local lost, put_off, crashes, careful = unpack(redis.call('HMGET', job_key(id), 'lost', 'put_off', 'crashes', 'careful'))
+  return {'ok', spec, attempt, queue, paths or '[]', lost or 0, put_off or 0, crashes or 0, careful or 0}
+end
+
 function operations.claim(ask)
   local id = ask.id
-  local job = redis.call('HMGET', job_key(id), 'state', 'schema', 'queue', 'claim', 'attempt', 'spec')
-  local state, schema, queue, claim, attempt, spec = unpack(job)
-  if state == 'running' and claim == ask.claim then return {'ok', spec, attempt, queue} end
+  local state, schema, queue, claim = unpack(redis.call('HMGET', job_key(id), 'state', 'schema', 'queue', 'claim'))
+  if state == 'running' and claim == ask.claim then return claimed(id) end
   if state ~= 'queued' then return {'none'} end -- doubled, late, or of a job that is gone
+  if redis.call('ZSCORE', 'transcoder:later', id) then return {'none'} end -- not yet
+  -- one that only has to be brought to its end is no trouble; the others' messages come again when they are missed
+  if paused(queue) and not field(id, 'cancel') then return {'none'} end
   if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
   if has_tried(id, ask.owner) then -- it handed the job on: another shall have it, as soon as one has a place
     redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
     return {'none'}
   end
-  attempt = redis.call('HINCRBY', job_key(id), 'attempt', 1)
+  redis.call('HINCRBY', job_key(id), 'attempt', 1)
   redis.call('HSET', job_key(id), 'owner', ask.owner, 'claim', ask.claim, 'started', at(now), 'heartbeat', at(now),
     'phase', 'probing')
   redis.call('HDEL', job_key(id), 'progress')
   move(id, 'running', ask.owner)
-  return {'ok', spec, tostring(attempt), queue}
+  alive(id)
+  return claimed(id)
 end
 
 -- the queues that a worker serves, which are all that it serves
@@ -230,7 +267,7 @@ end
 function operations.beat(ask)
   redis.call('ZADD', 'transcoder:workers', at(now), ask.owner)
   redis.call('ZREMRANGEBYSCORE', 'transcoder:workers', '-inf', now - SILENT)
-  redis.call('HSET', worker_key(ask.owner), 'told', ask.told, 'running', #ask.jobs)
+  redis.call('HSET', worker_key(ask.owner), 'told', ask.told, 'running', #ask.jobs, 'pulse', pulse())
   redis.call('EXPIRE', worker_key(ask.owner), SILENT)
   serve(ask.owner, ask.queues)
   local answer = {'ok'}
@@ -239,6 +276,7 @@ function operations.beat(ask)
       answer[place + 1] = 'lost'
     else
       redis.call('HSET', job_key(job.id), 'heartbeat', at(now))
+      alive(job.id)
       note_phases(job.id, job.phases)
       if job.progress then redis.call('HSET', job_key(job.id), 'progress', job.progress) end
       answer[place + 1] = field(job.id, 'cancel') and 'cancelled' or 'go on'
@@ -277,7 +315,16 @@ function operations.take_targets(ask)
   local place, other = taken(ask.id, ask.targets)
   if place then return {'taken', place, other} end
   take(ask.id, ask.targets)
+  redis.call('HSET', job_key(ask.id), 'paths', ask.paths)
   return {'ok'}
+end
+
+-- what earlier attempts at the job left is out of their hands: nobody but its holder can publish it from now on
+function operations.fenced(ask)
+  local refusal = not_held(ask.id, ask.fence)
+  if refusal then return refusal end
+  redis.call('HDEL', job_key(ask.id), 'unfenced')
+  return {field(ask.id, 'cancel') and 'cancelled' or 'ok'}
 end
 
 function operations.finish(ask)
@@ -298,10 +345,35 @@ local function put_back(id, why)
   return refusal
 end
 
+local function cancel(id, error)
+  local refusal = move(id, 'cancelled')
+  if not refusal then redis.call('HSET', job_key(id), 'error', error) end
+  return refusal
+end
+
 function operations.hand_back(ask)
-  local refusal = not_held(ask.id, ask.fence) or put_back(ask.id, ask.why)
+  local refusal, asked = not_held(ask.id, ask.fence), field(ask.id, 'cancel')
+  if not refusal and asked then return cancel(ask.id, asked) or {'ok'} end
+  refusal = refusal or put_back(ask.id, ask.why)
   if refusal then return refusal end
-  send(ask.id, field(ask.id, 'queue'))
+  send(ask.id, field(ask.id, 'queue'), true)
+  return {'ok'}
+end
+
+-- later, in seconds, by the clock of Redis: until then there is no message, and one that comes late finds no job
+function operations.put_off(ask)
+  local refusal, asked = not_held(ask.id, ask.fence), field(ask.id, 'cancel')
+  if not refusal and asked then return cancel(ask.id, asked) or {'ok'} end
+  if refusal then return refusal end
+  note_phases(ask.id, ask.phases)
+  if ask.careful then redis.call('HSET', job_key(ask.id), 'careful', 1) end
+  if ask.queue then redis.call('HSET', job_key(ask.id), 'queue', ask.queue) end
+  put_back(ask.id, ask.why)
+  wait_no_more(ask.id, field(ask.id, 'queue'))
+  if not ask.held then redis.call('HINCRBY', job_key(ask.id), 'put_off', 1) end
+  redis.call('HINCRBY', job_key(ask.id), 'crashes', ask.crashes)
+  redis.call('HSET', job_key(ask.id), 'again', at(now + ask.seconds))
+  redis.call('ZADD', 'transcoder:later', now + ask.seconds, ask.id)
   return {'ok'}
 end
 
@@ -337,6 +409,89 @@ function operations.post(ask)
   return {'ok'}
 end
 
+-- where a job goes that only has to be brought to its end, which any worker can: there where one is
+local function to_be_closed_in(id)
+  local queue = field(id, 'queue')
+  for _, other in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+    if live(queue) == 0 and live(other) > 0 then return other end
+  end
+  return queue
+end
+
+-- The job of a worker that is not heard of any more waits again, before those that have not begun. Nobody can say
+-- whether that worker is dead or only away: until its files are taken from it the job is `unfenced`.
+local function take_back(id, owner)
+  local lost = redis.call('HINCRBY', job_key(id), 'lost', 1)
+  redis.call('HSET', job_key(id), 'unfenced', 1)
+  put_back(id, 'worker ' .. owner .. ' is not heard of any more')
+  send(id, field(id, 'cancel') and to_be_closed_in(id) or field(id, 'queue'), true)
+  return {id, field(id, 'attempt'), owner, lost}
+end
+
+-- jobs that were claimed by an older version, or a record that was mended by hand
+local function watch_all_that_run(count)
+  local running = state_key('running')
+  if redis.call('ZCARD', running) == redis.call('ZCARD', 'transcoder:heartbeats') then return end
+  redis.call('ZINTERSTORE', 'transcoder:heartbeats', 2, 'transcoder:heartbeats', running, 'WEIGHTS', 1, 0)
+  for _, id in ipairs(redis.call('ZRANGE', running, 0, -1)) do
+    redis.call('ZADD', 'transcoder:heartbeats', 'NX', count, id)
+  end
+end
+
+-- how many jobs wait in a queue beyond the messages that are there for them
+local function unsent(queue)
+  local missing = redis.call('ZCARD', waiting_key(queue))
+  for _, step in ipairs(STEPS) do missing = missing - redis.call('LLEN', queue .. step) end
+  return missing
+end
+
+-- One worker at a time does this, for all; the others only learn how far the count of signs of life is. `dead` is how
+-- far it was when they had to be heard of last, `seen` how far it was at the last look: where it went back, this is
+-- another Redis, or one that lost its last moments, and nothing that was seen before counts. Answers with the count, the paused queues, whether this worker is the one, the jobs that
+-- were taken back, and the queues that lack messages.
+function operations.reap(ask)
+  local reaper = redis.call('GET', 'transcoder:reaper')
+  local count = tonumber(redis.call('GET', 'transcoder:pulse') or 0)
+  local resting = redis.call('SMEMBERS', 'transcoder:paused')
+  if count < ask.seen or reaper and reaper ~= ask.owner then return {'ok', count, resting, 0} end
+  redis.call('SET', 'transcoder:reaper', ask.owner, 'PX', ask.lease)
+  watch_all_that_run(count)
+  local jobs, queues = {}, {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:heartbeats', '-inf', ask.dead, 'LIMIT', 0, AT_ONCE)) do
+    local owner = field(id, 'owner')
+    jobs[#jobs + 1] = take_back(id, owner)
+    -- nobody waits for what it served
+    if tonumber(redis.call('HGET', worker_key(owner), 'pulse') or 0) <= ask.dead then serve(owner, {}) end
+  end
+  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+    if unsent(queue) > 0 then queues[#queues + 1] = queue end
+  end
+  return {'ok', count, resting, 1, jobs, queues}
+end
+
+function operations.pause(ask)
+  redis.call('SADD', 'transcoder:paused', ask.queue)
+  return {'ok'}
+end
+
+function operations.resume(ask)
+  redis.call('SREM', 'transcoder:paused', ask.queue)
+  return {'ok'}
+end
+
+-- jobs whose message was lost, once more
+function operations.send_again(ask)
+  local answer = {'ok'}
+  for _, id in ipairs(ask.ids) do
+    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+    if state == 'queued' and queue == ask.queue then
+      send(id, queue, true)
+      answer[#answer + 1] = id
+    end
+  end
+  return answer
+end
+
 -- how long a `prefer` job may wait in that queue: as agreed, or a moment where nobody serves it any more
 local function patience(queue, wait)
   if live(queue) > 0 then return wait, 'no free place on hardware' end
@@ -352,7 +507,8 @@ function operations.tend(ask)
   local answer = {'ok'}
   for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
     local wait, why = patience(queue, ask.wait)
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, AT_ONCE)) do
+    local most = paused(queue) and 0 or AT_ONCE
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, most)) do
       local software = field(id, 'software')
       if live(software) == 0 then break end
       wait_no_more(id, queue)
@@ -360,6 +516,17 @@ function operations.tend(ask)
       note(id, now, 'queued', 'goes to software: ' .. why)
       send(id, software)
       answer[#answer + 1] = {id, queue, live(queue) > 0 and 'waited' or 'unserved'}
+    end
+  end
+  local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
+  for _, id in ipairs(risen) do rise(id) end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+    redis.call('ZREM', 'transcoder:later', id)
+    redis.call('HDEL', job_key(id), 'again')
+    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+    if state == 'queued' then
+      wait_in(id, queue)
+      send(id, queue, true)
     end
   end
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
@@ -370,17 +537,16 @@ function operations.tend(ask)
   return answer
 end
 
+-- A worker that was given up may still wake up and publish, until another has taken its files away: so what it held is
+-- cancelled by the next worker, as what runs is by its own.
 function operations.cancel(ask)
-  local state = field(ask.id, 'state')
-  if state == 'running' then
-    if redis.call('HSETNX', job_key(ask.id), 'cancel', at(now)) == 1 then note(ask.id, now, 'cancel asked') end
-    -- of a worker that is not heard from nobody will answer; should it come back, it finds that the job is not its own
-    if now - tonumber(field(ask.id, 'heartbeat') or 0) < ALIVE then return {'ok', 'running'} end
+  local state, unfenced = unpack(redis.call('HMGET', job_key(ask.id), 'state', 'unfenced'))
+  if state == 'running' or state == 'queued' and unfenced then
+    if redis.call('HSETNX', job_key(ask.id), 'cancel', ask.error) == 1 then note(ask.id, now, 'cancel asked') end
+    if state == 'queued' then send(ask.id, to_be_closed_in(ask.id), true) end
+    return {'ok', state}
   end
-  local refusal = move(ask.id, 'cancelled')
-  if refusal then return refusal end
-  redis.call('HSET', job_key(ask.id), 'error', ask.error)
-  return {'ok', 'cancelled'}
+  return cancel(ask.id, ask.error) or {'ok', 'cancelled'}
 end
 
 function operations.record(ask)
@@ -391,7 +557,7 @@ function operations.record(ask)
   local wait = tonumber(redis.call('GET', 'transcoder:prefer_wait') or '')
   local hop = since and wait and live(software) > 0 and at(math.max(0, tonumber(since) + patience(queue, wait) - now)) or ''
   local waiting = redis.call('ZCARD', waiting_key(queue))
-  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, #live_workers(), live(queue), hop}
+  return {'ok', record, redis.call('LRANGE', history_key(ask.id), 0, -1), waiting, #live_workers(), live(queue), hop, paused(queue) and 1 or 0}
 end
 
 function operations.jobs(ask)

@@ -14,8 +14,11 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import count
+from math import inf
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final
@@ -33,17 +36,20 @@ from transcoder.errors import (
     NoRoute,
     TargetExists,
     TokenConflict,
+    TranscoderError,
     TransitionRefused,
 )
 from transcoder.machine import SOFTWARE
+from transcoder.retry import Again, Before
 from transcoder.spec import JobSpec
 
 TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
     "queued": frozenset({"running", "cancelled"}),
-    "running": frozenset({"queued", "published", "failed", "cancelled"}),
+    "running": frozenset({"queued", "published", "failed", "cancelled", "quarantined"}),
     "published": frozenset(),
     "failed": frozenset(),
     "cancelled": frozenset(),
+    "quarantined": frozenset(),
 }
 """Every state and the states that may follow it; ledger.lua takes the law from here."""
 
@@ -75,7 +81,14 @@ SILENT = 3600.0
 ASIDE = 1.0
 """Seconds before a job that came to a worker which had handed it on is offered again."""
 
+STEPS: Final = ("", *(f"\x06\x16{step}" for step in range(1, 10)))
+"""What follows a queue's name in the names of its lists, the most urgent first (kombu's separator and step)."""
+
 _HISTORY = 100
+_NAMED = re.compile(r'"id": "(\w+)\.')
+"""In a message: the name of the task, which begins with the job's id."""
+_PAGE = 500
+"""Messages that are read at a time."""
 _AT_ONCE = 50
 """Jobs that one change moves at most: Redis does nothing else meanwhile."""
 
@@ -101,12 +114,16 @@ class Message:
 class Claimed:
     """The job, which waited in `queue`, is this worker's now.
 
-    `spec` is JSON; `fence` is the number of the attempt, which every change shows.
+    `spec` is JSON; `fence` is the number of the attempt, which every change shows. `left` are the targets that an
+    earlier attempt may have begun to publish, `lost` is how many workers the job has lost, and `before` what failed.
     """
 
     spec: str
     fence: int
     queue: str
+    left: tuple[str, ...] = ()
+    lost: int = 0
+    before: Before = field(default_factory=Before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +176,30 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenBack:
+    """A job that waits again because its worker is not heard of any more: the `lost`th that it lost."""
+
+    job_id: str
+    fence: int
+    owner: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How far the count of signs of life is, and which queues are paused; for the one that acts, what it did and met.
+
+    `short` are the queues that have fewer messages than waiting jobs at this moment.
+    """
+
+    count: int
+    paused: frozenset[str] = frozenset()
+    acts: bool = False
+    taken_back: tuple[TakenBack, ...] = ()
+    short: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a worker tells of one running job: phases begun since the last report, as (phase, seconds ago, detail)."""
 
@@ -182,7 +223,7 @@ class Record:
     """Everything that is known of a job. `fields` are Redis' texts.
 
     Asked for one by one it has its history too, how many jobs wait in its queue, how many workers live and how many
-    of them serve that queue, and in how many seconds it goes to software (None: it does not).
+    of them serve that queue, in how many seconds it goes to software (None: it does not), and whether it is paused.
     """
 
     job_id: str
@@ -192,6 +233,7 @@ class Record:
     workers: int | None = None
     serving: int | None = None
     hop: float | None = None
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,37 +316,19 @@ class Ledger:
             TokenConflict: the token was used before with another spec.
             TargetExists: another unfinished job writes one of the targets.
         """
-        targets = targets_of(spec)
-        needed = placement.needs(spec)
-        answer = self._change(
-            "submit",
-            id=job_id,
-            spec=spec.model_dump_json(by_alias=True),
-            schema=spec.schema_version,
-            priority=spec.priority,
-            source=spec.source,
-            target=spec.target,
-            profile=spec.profile,
-            targets=[_digest(target) for target in targets],
-            policy=spec.acceleration.policy,
-            software=placement.queue_name(SOFTWARE, spec.schema_version),
-            message=message.text,
-            step=message.step,
-            **({"hardware": placement.queue_name(needed, spec.schema_version)} if needed != SOFTWARE else {}),
-            **(_token(spec) if spec.token else {}),
-        )
-        match answer:
-            case ["ok", first]:
-                return str(first)
-            case ["conflict", first]:
-                raise TokenConflict(
-                    f"the token {spec.token!r} was used before, for job {first} with another spec",
-                    "Take a new token, or submit the first spec again.",
-                )
-            case ["nowhere", *live]:
-                raise nowhere(spec, [_told(text) for text in live])
-            case _:
-                raise _taken(targets, answer)
+        answer = self._change("submit", **_submission(job_id, spec, message))
+        accepted = _accepted(spec, answer)
+        if isinstance(accepted, TranscoderError):
+            raise accepted
+        return accepted
+
+    def submit_many(self, jobs: Sequence[tuple[str, JobSpec, Message]]) -> list[str | TranscoderError]:
+        """Submit each for itself, many in one question to Redis. Gives for each its id, or why it was refused.
+
+        Where Redis goes away in between, some are recorded and nobody says which: with tokens they can all be submitted
+        once more.
+        """
+        return [accepted for at in range(0, len(jobs), _PAGE) for accepted in self._submit_page(jobs[at : at + _PAGE])]
 
     def claim(self, job_id: str, owner: str, schema: int) -> Claimed | Newer | None:
         """Take a queued job for `owner`, who reads specs up to `schema`. None where there is nothing to do.
@@ -315,8 +339,9 @@ class Ledger:
         # the claim's own word: when the answer is lost on the way, the repetition is still this claim
         answer = self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8))
         match answer:
-            case ["ok", spec, attempt, waited_in]:
-                return Claimed(spec, int(attempt), str(waited_in))
+            case ["ok", spec, attempt, waited_in, paths, lost, put_off, crashes, careful]:
+                before = Before(int(put_off), int(crashes), bool(int(careful)))
+                return Claimed(spec, int(attempt), str(waited_in), tuple(json.loads(paths)), int(lost), before)
             case ["newer", newer, waits_in]:
                 return Newer(int(newer), str(waits_in))
             case _:
@@ -336,13 +361,49 @@ class Ledger:
         _, *found = self._change("workers")
         return [Heard(owner, _told(text), int(running), float(ago)) for owner, text, running, ago in found]
 
-    def tend(self, prefer_wait: float) -> list[Hop]:
+    def pause(self, queue: str) -> None:
+        """No job of that queue begins from now on; those that run go on."""
+        self._change("pause", queue=queue)
+
+    def resume(self, queue: str) -> None:
+        """The jobs of that queue may begin again."""
+        self._change("resume", queue=queue)
+
+    def tend(self, prefer_wait: float, rise: float = inf) -> list[Hop]:
         """Let `prefer` jobs that waited so many seconds for hardware go to software; send again what was laid aside.
+
+        What waited for `rise` seconds since it was last sent becomes one step more urgent.
 
         Any worker may do that at any time; the changes are atomic and bounded. Gives the jobs that went.
         """
-        _, *hops = self._change("tend", wait=prefer_wait)
+        _, *hops = self._change("tend", wait=prefer_wait, rise=min(rise, 366 * 86400.0))
         return [Hop(*hop) for hop in hops]
+
+    def reap(self, owner: str, dead: int, seen: int, lease: float) -> Look:
+        """Take back the jobs of which no sign of life came since the count of these was `dead`, if nobody else does.
+
+        Nothing is done where the count is lower than `seen`, which is how far it was at the last look. Who does it is
+        the only one for `lease` seconds. A bounded number of jobs is taken back at a time.
+        """
+        match self._change("reap", owner=owner, dead=dead, seen=seen, lease=round(lease * 1000)):
+            case [_, count, paused, 1, jobs, short]:
+                taken_back = (TakenBack(job_id, int(fence), was, lost) for job_id, fence, was, lost in jobs)
+                return Look(count, frozenset(paused), True, tuple(taken_back), tuple(short))
+            case [_, count, paused, *_]:
+                return Look(count, frozenset(paused))
+            case answer:
+                raise AssertionError(answer)
+
+    def send_again(self, queue: str) -> list[str]:
+        """Send a message for each job that waits in that queue and has none. Gives the jobs.
+
+        A job whose message was just taken and is not claimed yet gets another one, which then comes too late.
+        """
+        waiting = self._ask(lambda: self._redis.zrange(f"transcoder:waiting:{queue}", 0, -1))
+        named = {job_id for step in STEPS for job_id in self._named(queue + step)}
+        missing = [job_id for job_id in waiting if job_id not in named]
+        pages = [missing[at : at + _AT_ONCE] for at in range(0, len(missing), _AT_ONCE)]
+        return [job_id for ids in pages for job_id in self._change("send_again", queue=queue, ids=ids)[1:]]
 
     def leave(self, owner: str) -> None:
         """`owner` works no longer."""
@@ -366,10 +427,20 @@ class Ledger:
             TransitionRefused: the job is not this worker's any more.
         """
         targets = [normpath(path) for path in paths]
-        digests = [_digest(target) for target in targets]
-        answer = self._held(job_id, self._change("take_targets", id=job_id, fence=str(fence), targets=digests))
+        words = {"targets": [_digest(target) for target in targets], "paths": json.dumps(list(paths))}
+        answer = self._held(job_id, self._change("take_targets", id=job_id, fence=str(fence), **words))
         if answer[0] == "taken":
             raise _taken(targets, answer)
+
+    def fenced(self, job_id: str, fence: int) -> None:
+        """Note that earlier attempts at the job cannot publish anything any more.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+            JobCancelled: it was cancelled.
+        """
+        if self._held(job_id, self._change("fenced", id=job_id, fence=str(fence))) == ["cancelled"]:
+            raise JobCancelled(f"job {job_id} was cancelled")
 
     def finish(
         self,
@@ -395,6 +466,24 @@ class Ledger:
         """
         self._held(job_id, self._change("hand_back", id=job_id, fence=str(fence), why=why))
 
+    def put_off(self, report: Report, again: Again, crashes: int, why: str, queue: str | None = None) -> None:
+        """Let a running job wait, for any worker, until it is tried again; `crashes` of ffmpeg are added to its count.
+
+        It waits in the queue that it came from, or in `queue`.
+
+        Raises:
+            TransitionRefused: the job is not this worker's any more.
+        """
+        words = {
+            "seconds": again.seconds,
+            "careful": again.careful,
+            "held": again.held,
+            "crashes": crashes,
+            "why": why,
+            "queue": queue,
+        }
+        self._held(report.job_id, self._change("put_off", **_given(words), **_reported(report)))
+
     def hand_on(self, job_id: str, fence: int, queues: Sequence[str], why: str) -> str | list[Told]:
         """Put a running job on the first of these queues that a live worker serves which has not handed it on itself.
 
@@ -417,9 +506,9 @@ class Ledger:
         self._held(job_id, self._change("post", id=job_id, queue=queue, why=why))
 
     def cancel(self, job_id: str) -> str:
-        """Cancel a job: queued, or with a silent worker, at once; running, when its worker hears of it.
+        """Cancel a job: queued, at once; running, when its worker hears of it. Gives its state now.
 
-        Gives its state now.
+        One that was taken from a silent worker stays queued until another worker has taken away what that one left.
 
         Raises:
             TransitionRefused: it is finished.
@@ -433,10 +522,11 @@ class Ledger:
         Raises:
             JobUnknown: there is no record; finished ones are kept for a limited time.
         """
-        _, flat, history, *counts, hop = self._held(job_id, self._change("record", id=job_id))
+        _, flat, history, *counts, hop, paused = self._held(job_id, self._change("record", id=job_id))
         moments = tuple(Moment(*json.loads(line)) for line in history)
         waiting, workers, serving = counts
-        return Record(job_id, _pairs(flat), moments, waiting, workers, serving, float(hop) if hop else None)
+        seconds = float(hop) if hop else None
+        return Record(job_id, _pairs(flat), moments, waiting, workers, serving, seconds, bool(paused))
 
     def jobs(self, state: str | None = None, limit: int = 50) -> list[Record]:
         """The newest jobs, or the newest in a state, without their histories."""
@@ -454,9 +544,31 @@ class Ledger:
         """Give the connections back."""
         self._redis.close()
 
+    def _submit_page(self, jobs: Sequence[tuple[str, JobSpec, Message]]) -> list[str | TranscoderError]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                words = json.dumps(_submission(*job), ensure_ascii=False)
+                self._script(args=["submit", words], client=pipe)
+            answers = self._ask(partial(pipe.execute, raise_on_error=False))
+        return [
+            _unavailable(self.url, answer) if isinstance(answer, redis.RedisError) else _accepted(spec, answer)
+            for (_, spec, _), answer in zip(jobs, answers, strict=True)
+        ]
+
+    def _named(self, key: str) -> Iterator[str]:
+        """The jobs that the messages of a list name. Read from where messages are added, so that none is missed."""
+        for start in count(0, _PAGE):
+            page = self._ask(partial(self._redis.lrange, key, start, start + _PAGE - 1))
+            yield from (found[1] for text in page if (found := _NAMED.search(text)))
+            if len(page) < _PAGE:
+                return
+
     def _change(self, operation: str, **words: object) -> list[Any]:
+        return self._ask(lambda: self._script(args=[operation, json.dumps(words, ensure_ascii=False)]))
+
+    def _ask(self, question: Callable[[], Any]) -> list[Any]:
         try:
-            answer: list[Any] = self._script(args=[operation, json.dumps(words, ensure_ascii=False)])
+            answer: list[Any] = question()
         except (redis.RedisError, OSError) as refused:
             if _is_a_bug(refused):
                 raise
@@ -496,8 +608,14 @@ def _script(retention: float) -> str:
         f"local LEGAL = {{{ways}}}\n"
         f"local RETENTION, HISTORY, AT_ONCE = {max(1, round(retention))}, {_HISTORY}, {_AT_ONCE}\n"
         f"local ALIVE, GRACE, SILENT, ASIDE = {ALIVE}, {GRACE}, {round(SILENT)}, {ASIDE}\n"
+        f"local STEPS = {{{', '.join(map(_quoted, STEPS))}}}\n"
     )
     return constants + Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
+
+
+def _quoted(text: str) -> str:
+    """A string of Lua, which counts bytes in decimals."""
+    return '"' + "".join(f"\\{byte:03}" for byte in text.encode()) + '"'
 
 
 def nowhere(spec: JobSpec, live: Sequence[Told]) -> NoRoute:
@@ -512,6 +630,42 @@ def nowhere(spec: JobSpec, live: Sequence[Told]) -> NoRoute:
     )
 
 
+def _submission(job_id: str, spec: JobSpec, message: Message) -> dict[str, object]:
+    needed = placement.needs(spec)
+    return {
+        "id": job_id,
+        "spec": spec.model_dump_json(by_alias=True),
+        "schema": spec.schema_version,
+        "priority": spec.priority,
+        "source": spec.source,
+        "target": spec.target,
+        "profile": spec.profile,
+        "targets": [_digest(target) for target in targets_of(spec)],
+        "policy": spec.acceleration.policy,
+        "software": placement.queue_name(SOFTWARE, spec.schema_version),
+        "message": message.text,
+        "step": message.step,
+        **({"hardware": placement.queue_name(needed, spec.schema_version)} if needed != SOFTWARE else {}),
+        **(_token(spec) if spec.token else {}),
+    }
+
+
+def _accepted(spec: JobSpec, answer: Sequence[Any]) -> str | TranscoderError:
+    """The id of the job, or the refusal."""
+    match answer:
+        case ["ok", first]:
+            return str(first)
+        case ["conflict", first]:
+            return TokenConflict(
+                f"the token {spec.token!r} was used before, for job {first} with another spec",
+                "Take a new token, or submit the first spec again.",
+            )
+        case ["nowhere", *live]:
+            return nowhere(spec, [_told(text) for text in live])
+        case _:
+            return _taken(targets_of(spec), answer)
+
+
 def _told(text: str) -> Told:
     """What a worker of any version says of itself, as far as this version knows the words."""
     words = {name: value for name, value in json.loads(text).items() if name in Told.__dataclass_fields__}
@@ -522,6 +676,11 @@ def _told(text: str) -> Told:
 def _reported(report: Report) -> dict[str, object]:
     told: dict[str, object] = {"id": report.job_id, "fence": str(report.fence), "phases": list(report.phases)}
     return told | ({"progress": json.dumps(report.progress)} if report.progress is not None else {})
+
+
+def _given(words: Mapping[str, object]) -> dict[str, object]:
+    """Without what is None, which Lua would not take for nothing."""
+    return {name: value for name, value in words.items() if value is not None}
 
 
 def _token(spec: JobSpec) -> dict[str, str]:

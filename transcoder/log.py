@@ -25,6 +25,7 @@ from transcoder.events import (
     Probing,
     Published,
     Publishing,
+    PutOff,
     Started,
     Verifying,
 )
@@ -108,7 +109,7 @@ def _name(event: Event) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
 
 
-def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911 - one line a kind of event
+def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911, PLR0912 - one line a kind of event
     match event:
         case Probing(source):
             return logging.INFO, f"probing {source}", {"source": source}
@@ -133,6 +134,9 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911 - o
             return logging.INFO, _published(event), _result(event)
         case Failed(JobCancelled() as error):
             return logging.INFO, error.what, {}
+        case PutOff(error, seconds):
+            told = f"tried again in {seconds:.0f} s: {error.what}"
+            return logging.WARNING, told, {"seconds": seconds, "error": error.as_record()}
         case HandedOn(queue, why):
             return logging.INFO, f"handed on to {queue}: {why}", {"queue": queue, "why": why}
         case Failed(error):

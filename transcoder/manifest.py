@@ -20,10 +20,14 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Which job this is, and the how-manieth try at it (the fencing number; 1 without a queue)."""
+    """Which job this is, and the how-manieth try at it (the fencing number; 1 without a queue).
+
+    `left` are the targets that an earlier try, whose worker is gone, may have begun to publish.
+    """
 
     job_id: str
     number: int = 1
+    left: tuple[str, ...] = ()
 
 
 Json = Mapping[str, Any]

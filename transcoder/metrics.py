@@ -22,8 +22,8 @@ from prometheus_client.registry import Collector
 
 from transcoder import placement
 from transcoder.command import Route
-from transcoder.errors import JobCancelled, SettingsError, TranscoderError
-from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, Started
+from transcoder.errors import JobCancelled, Quarantined, SettingsError, TranscoderError
+from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, PutOff, Started
 from transcoder.spec import JobSpec
 
 
@@ -98,7 +98,8 @@ _DOCUMENTED = (
         "transcoder_jobs_total",
         "counter",
         ("result", "route", "codec", "device", "fault"),
-        "Jobs that ended on this worker. result: published, failed, cancelled, handed on (to another worker). route: "
+        "Jobs that ended on this worker. result: published, failed, quarantined, cancelled, handed on (to another "
+        "worker), put off (tried again later). route: "
         "the last one taken, or none. codec: what was asked, several joined by +. device: its PCI address, cpu, or "
         "none. fault: why a job failed, as the class of its last fault or else the error's name; none for the others.",
     ),
@@ -164,6 +165,12 @@ _DOCUMENTED = (
         ("queue", "reason"),
         "Jobs that prefer hardware and went from that queue to software, as this worker saw to it. reason: waited (for "
         "a place), unserved (no live worker served the queue).",
+    ),
+    Documented(
+        "transcoder_reaped_jobs_total",
+        "counter",
+        (),
+        "Jobs that this worker took back from workers that were not heard of any more.",
     ),
     Documented(
         "transcoder_slot_used_pixels_per_second",
@@ -239,6 +246,7 @@ class Metrics:
         self._seconds = self._histogram("transcoder_job_seconds", _SECONDS)
         self._waits = self._histogram("transcoder_slot_wait_seconds", _WAITS)
         self._hops = self._counter("transcoder_hops_total")
+        self._reaped = self._counter("transcoder_reaped_jobs_total")
         self._active = self._gauge("transcoder_active_jobs")
         self._gauge("transcoder_build_info").labels(version, ffmpeg).set(1)
         self._begin_at_zero()
@@ -264,6 +272,10 @@ class Metrics:
     def hopped(self, queue: str, reason: str) -> None:
         """A job went from a hardware queue to software."""
         self._hops.labels(queue, reason).inc()
+
+    def reaped(self) -> None:
+        """A job was taken back from a worker that is gone."""
+        self._reaped.inc()
 
     def waited(self, device: str, seconds: float) -> None:
         """A job got its slot on the device, or the CPUs, after that time."""
@@ -335,12 +347,16 @@ class _Job:
             case HandedOn():
                 self._fall(to="another worker")
                 self._end("handed on", self.route, "none")
+            case PutOff(error):
+                self._fall(to="none")
+                self._end("put off", self.route, self._why(error))
             case Failed(error):
                 self._fall(to="none")
                 if isinstance(error, JobCancelled):
                     self._end("cancelled", self.route, "none")
                 else:
-                    self._end("failed", self.route, self._why(error))
+                    ended = "quarantined" if isinstance(error, Quarantined) else "failed"
+                    self._end(ended, self.route, self._why(error))
             case _:
                 pass
 

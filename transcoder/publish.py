@@ -14,12 +14,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from glob import escape, glob
 from typing import Any
 
 from transcoder.errors import JobCancelled, TargetExists, TargetUnwritable
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
-from transcoder.scratch import INTENT, Scratch, abandoned
+from transcoder.scratch import INTENT, UNDONE, Scratch, abandoned, taken_over
 from transcoder.targets import crosses, unwritable
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def recover(job_id: str, attempt: int, targets: Sequence[str], policy: Policy) -
     with closing(abandoned(job_id, attempt, os.path.dirname(targets[0]))) as folders:
         for folder in folders:
             manifest = _complete(folder, targets, policy) or manifest
+    if policy.manifest_folder and attempt > 1:
+        _remove_drafts(manifest_path(job_id, targets, policy))
     return manifest or _standing(job_id, attempt, targets, policy)
 
 
@@ -53,7 +56,8 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
     """Give every output its name, then the manifest its own (named in its result), each whole at every moment.
 
     Raises:
-        TargetExists: somebody else made a target meanwhile, or took the job over.
+        TargetExists: somebody else made a target meanwhile.
+        TransitionRefused: a later attempt took the job over.
         TargetUnwritable: the file system refuses.
     """
     try:
@@ -68,6 +72,7 @@ def put(held: Scratch, manifest: Json, policy: Policy, *, overwrite: bool) -> No
         _write(os.path.join(held.folder, INTENT), intent)
         _sync(held.folder)
     except OSError as error:
+        held.still_there()
         raise unwritable(held.targets[0], error) from None
     _carry_out(held.folder, intent, policy)
 
@@ -113,11 +118,8 @@ def _carry_out(folder: str, intent: Json, policy: Policy) -> None:
             _sync(place)
         os.replace(draft, path)
     except (OSError, TargetUnwritable) as error:
-        if not os.path.exists(os.path.join(folder, INTENT)):
-            raise TargetExists(
-                f"another process took over while {target!r} was published",
-                "Look at the job's record; it goes on there.",
-            ) from None
+        if not _may_undo(folder):
+            raise taken_over(target) from None
         _take_back(folder, intent)
         raise _refused(folder, target, error) from None
     _sync(os.path.dirname(path))
@@ -125,13 +127,33 @@ def _carry_out(folder: str, intent: Json, policy: Policy) -> None:
 
 def _draft(folder: str, path: str) -> str:
     """Where the manifest is written: in scratch, or beside its place where that is another folder."""
-    same = os.path.dirname(path) == os.path.dirname(folder)
-    return os.path.join(folder, "manifest.json") if same else f"{path}.part"
+    if os.path.dirname(path) == os.path.dirname(folder):
+        return os.path.join(folder, "manifest.json")
+    # of this folder alone: an attempt that lost its folder may still hold the draft of its own
+    return f"{path}.{folder.rpartition('-')[2]}.part"
+
+
+def _remove_drafts(path: str) -> None:
+    """Those that earlier attempts left beside the manifest's place."""
+    for draft in glob(f"{escape(path)}.*.part"):
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
 
 
 def _moved(target: str, inode: int) -> bool:
     """The output stands under its name already; after an interrupted link it is in scratch as well."""
     return os.path.lexists(target) and os.lstat(target).st_ino == inode
+
+
+def _may_undo(folder: str) -> bool:
+    """Say in the folder that all is taken back, unless a later attempt took the folder away to go on with it."""
+    try:
+        os.replace(os.path.join(folder, INTENT), os.path.join(folder, UNDONE))
+    except FileNotFoundError:
+        return False
+    except OSError:  # a file system that refuses everything
+        return os.path.exists(os.path.join(folder, INTENT))
+    return True
 
 
 def _take_back(folder: str, intent: Json) -> None:
@@ -150,20 +172,28 @@ def _take_back(folder: str, intent: Json) -> None:
 
 def _complete(folder: str, targets: Sequence[str], policy: Policy) -> Json | None:
     """Carry out the intent of an interrupted attempt; None where there is none of ours, or its files are gone."""
-    try:
-        with open(os.path.join(folder, INTENT), encoding="utf-8") as file:
-            intent = json.load(file)
-    except (OSError, ValueError):
-        return None
-    moves = intent["moves"]
+    undone = _read(folder, UNDONE)
+    intent = undone or _read(folder, INTENT)
+    moves = intent["moves"] if intent else ()
     # nobody else's word moves a file: only the outputs of this job, to the targets of this job
-    if [target for _, target, _ in moves] != list(targets) or any("/" in name for name, _, _ in moves):
+    if not intent or [target for _, target, _ in moves] != list(targets) or any("/" in name for name, _, _ in moves):
         return None
-    if not all(os.path.lexists(os.path.join(folder, name)) or _moved(target, inode) for name, target, inode in moves):
+    if undone or not all(
+        os.path.lexists(os.path.join(folder, name)) or _moved(target, inode) for name, target, inode in moves
+    ):
         _take_back(folder, intent)
         return None
     _carry_out(folder, intent, policy)
     content: Json = intent["content"]
+    return content
+
+
+def _read(folder: str, name: str) -> Json | None:
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            content: Json = json.load(file)
+    except (OSError, ValueError):
+        return None
     return content
 
 

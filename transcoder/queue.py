@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from threading import Event
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from transcoder import ledger
@@ -31,13 +32,10 @@ TASK: Final = "transcoder.run"
 
 DEFAULT: Final = queue_name(SOFTWARE)
 
-_STEPS = 10
-_SEPARATOR = "\x06\x16"  # kombu's, between the name of a queue and the step of a priority
-
 
 def step(priority: int) -> int:
     """A priority, 9 the most urgent, as kombu's Redis transport counts: 0 the most urgent."""
-    return _STEPS - 1 - priority
+    return len(ledger.STEPS) - 1 - priority
 
 
 def message(job_id: str, priority: int, queue: str = DEFAULT) -> Message:
@@ -63,7 +61,7 @@ def message(job_id: str, priority: int, queue: str = DEFAULT) -> Message:
             "delivery_tag": secrets.token_hex(16),
         },
     }
-    return Message(queue, f"{_SEPARATOR}{level}" if level else "", json.dumps(envelope))
+    return Message(queue, ledger.STEPS[level], json.dumps(envelope))
 
 
 _EMBED: Final[dict[str, Any]] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -135,13 +133,15 @@ def consume(
     concurrency: int,
     ready: Callable[[], None],
     served: Callable[[], Sequence[str]] = lambda: (DEFAULT,),
+    ending: Callable[[], None] = lambda: None,
 ) -> int:
     """Call `run` with the id of every job that comes, in as many threads as `concurrency` says, until a signal.
 
     `served` is asked for the names of the queues every time before a job is taken; `bell.ring` after a change makes it
     heard sooner. `ready` is called when the first message may come.
 
-    Gives the exit code: SIGTERM, SIGINT and SIGQUIT let the running jobs end and give 0.
+    SIGTERM, SIGINT and SIGQUIT let it take no more, and return when the running jobs have ended; `ending` is called at
+    each of them, in the signal's handler. Gives the exit code, 0 after a signal.
     """
     from celery import signals
     from celery.exceptions import SecurityWarning
@@ -157,9 +157,16 @@ def consume(
         """A receiver of this signal makes Celery leave the loggers alone."""
 
     def consuming(**_: object) -> None:
+        warm = signal.getsignal(signal.SIGTERM)
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            if callable(warm):
+                warm(number, frame)
+            ending()
+
         # Celery's own SIGINT and SIGQUIT cancel what runs, which a pool of threads cannot
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, signal.getsignal(signal.SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, hear)
         ready()
 
     signals.setup_logging.connect(log_is_configured, weak=False)
@@ -233,7 +240,7 @@ _QUIET: Final[dict[str, Any]] = {
 }
 
 _TRANSPORT: Final[dict[str, Any]] = {
-    "priority_steps": list(range(_STEPS)),
+    "priority_steps": list(range(len(ledger.STEPS))),
     # Without it nothing is kept in `unacked`: with early acknowledgement a message would only pass through, at the
     # price of two more transactions, and the restoring of what is older than an hour. A message that is lost between
     # Redis and the claim is a queued record without message, which is found by its record.

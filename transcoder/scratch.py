@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep, time
 
-from transcoder.errors import TargetExists
+from transcoder.errors import TargetExists, TransitionRefused
 from transcoder.targets import unwritable
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ _LOCK = "lock"
 
 INTENT = "intent.json"
 """The file in a scratch folder that says its outputs are verified, and where they go."""
+
+UNDONE = "undone.json"
+"""The same once its attempt has failed: what was renamed is being taken back."""
 
 STALE = 3600.0
 """Seconds without any change after which another job's folder with a free lock is taken for abandoned."""
@@ -39,6 +42,15 @@ class Scratch:
     folder: str
     paths: tuple[str, ...]
     targets: tuple[str, ...]
+
+    def still_there(self) -> None:
+        """Check that no later attempt has taken the folder away: then all that goes wrong here comes from that.
+
+        Raises:
+            TransitionRefused: one has.
+        """
+        if not os.path.isdir(self.folder):
+            raise taken_over(self.targets[0])
 
 
 @contextmanager
@@ -75,8 +87,8 @@ def scratch(job_id: str, attempt: int, targets: Sequence[str], extensions: Seque
 def abandoned(job_id: str, attempt: int, around: str) -> Generator[str]:
     """The scratch folders that earlier attempts at a job left in `around`, each removed once it was looked at.
 
-    An owner that still lives has lost the job to this attempt: its folder is renamed away under it, so that it can
-    publish nothing any more.
+    Each is renamed first: an owner that still lives has lost the job to this attempt and can publish nothing any more.
+    A free lock is no proof that it is dead, since some network file systems lock only within one host.
 
     Raises:
         TargetExists: another process is at work on this attempt or a later one.
@@ -87,7 +99,7 @@ def abandoned(job_id: str, attempt: int, around: str) -> Generator[str]:
             lock = _lock_or_none(folder)
             if lock is None and number >= attempt:
                 raise _busy(job_id)
-            ours = _taken_away(folder, attempt) if lock is None else folder
+            ours = _taken_away(folder, attempt) if number < attempt else folder
             try:
                 yield ours
             finally:
@@ -98,7 +110,7 @@ def abandoned(job_id: str, attempt: int, around: str) -> Generator[str]:
 
 def _left(around: str, job_id: str) -> list[tuple[str, int]]:
     """The scratch folders of a job with the numbers of their attempts; those taken away carry the taker's behind."""
-    pattern = re.compile(rf"\.transcoder-{re.escape(job_id)}-(\d+)(?:~\d+)?")
+    pattern = re.compile(rf"\.transcoder-{re.escape(job_id)}-(\d+)(?:~\d+)*")
     with suppress(OSError):
         found = ((name, pattern.fullmatch(name)) for name in sorted(os.listdir(around)))
         return [(os.path.join(around, name), int(match[1])) for name, match in found if match]
@@ -190,7 +202,7 @@ def _clear_away(folder: str) -> None:
     with suppress(OSError):
         names = os.listdir(folder)
         touched = max(os.stat(path).st_mtime for path in (folder, *(os.path.join(folder, name) for name in names)))
-        if INTENT not in names and time() - touched > STALE:
+        if not {INTENT, UNDONE}.intersection(names) and time() - touched > STALE:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -206,6 +218,13 @@ def _lock_or_none(folder: str) -> int | None:
         return handle
     os.close(handle)
     return None
+
+
+def taken_over(target: str) -> TransitionRefused:
+    """The error of an attempt that lost the job to a later one."""
+    return TransitionRefused(
+        f"another process took over the job that makes {target!r}", "Look at the job's record; it goes on there."
+    )
 
 
 def _busy(job_id: str) -> TargetExists:

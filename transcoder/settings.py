@@ -128,6 +128,11 @@ class Settings(BaseModel):
     prefer_wait: Limit = Field(
         60.0, description="How long a job that prefers hardware waits for a place there before it goes to software."
     )
+    rise: Limit = Field(
+        600.0,
+        description="How long a job waits before it becomes one step more urgent, and as long again before the next, "
+        "so that none waits for ever.",
+    )
     device_budget: float = Field(
         500_000_000,
         gt=0,
@@ -139,6 +144,31 @@ class Settings(BaseModel):
         description="The same of the container's CPUs together; 0 takes 62,000,000 for each CPU of its quota, which is "
         "one 1080p30.",
     )
+    lease: Limit = Field(
+        3.0,
+        ge=1,
+        description="How long nothing is heard of a running job before it is taken from its worker. More bears longer "
+        "pauses of hosts and of the network; a killed worker's jobs wait that much longer.",
+    )
+    grace: Limit = Field(
+        8.0,
+        description="Time that running jobs have to finish when a worker is told to end (SIGTERM); those that cannot "
+        "go back to the queue. Whoever kills it, such as Docker after its stop timeout, must wait 2 s longer.",
+    )
+    lost_workers: int = Field(
+        10, ge=1, le=1000, description="Workers that may be lost while they have a job, before it fails."
+    )
+    retries: int = Field(
+        5,
+        ge=0,
+        le=100,
+        description="How often a job is tried again whose fault may pass: no memory, no space, storage that does not "
+        "answer.",
+    )
+    retry_delay: Limit = Field(
+        10.0, description="About how long it waits for that at first; four times as long each time."
+    )
+    retry_most: Limit = Field(300.0, description="Longest time that it waits between two tries.")
     breaker_faults: int = Field(
         3, ge=1, le=1000, description="Faults of a device, for one codec, after which it gets no more jobs for a while."
     )
@@ -172,6 +202,17 @@ class Settings(BaseModel):
     stall_limit: Limit = Field(60.0, description="Longest silence of ffmpeg after its first progress.")
     trial_limit: Limit = Field(
         20.0, description="Longest time that a trial of what the machine can do may take; one that hangs is killed."
+    )
+    wall_limit: Limit = Field(2 * 86400.0, description="Longest time that one run of ffmpeg may take.")
+    cpu_limit: Limit = Field(
+        14 * 86400.0, description="Most CPU time that one run of ffmpeg may take, of all its threads."
+    )
+    max_alloc: int = Field(
+        1 << 30, ge=1 << 20, le=(1 << 31) - 1, description="Most bytes of memory that ffmpeg may take in one piece."
+    )
+    max_file: int = Field(1 << 40, ge=1 << 20, description="Most bytes that one output may have.")
+    nice: int = Field(
+        5, ge=0, le=19, description="Niceness of ffmpeg beside the worker, whose heart must beat while all CPUs encode."
     )
     max_pixels: int = Field(
         8192 * 8192, ge=1, description="Most pixels a picture of a source may have; larger ones are refused."
@@ -217,6 +258,11 @@ class Settings(BaseModel):
             probe_limit=self.probe_limit,
             first_frame_limit=self.first_frame_limit,
             stall_limit=self.stall_limit,
+            wall_limit=self.wall_limit,
+            cpu_limit=self.cpu_limit,
+            max_alloc=self.max_alloc,
+            max_file=self.max_file,
+            nice=self.nice,
             max_pixels=self.max_pixels,
             manifest_folder=self.manifest_folder,
             umask=self.umask,

@@ -19,6 +19,7 @@ end
 local function drop(place, lease)
   for _, what in ipairs({'leases', 'waiters', 'heard'}) do redis.call('ZREM', key(place, what), lease) end
   redis.call('HDEL', key(place, 'costs'), lease)
+  redis.call('HDEL', 'transcoder:slots:places', lease)
   redis.call('DEL', wake_key(lease))
 end
 
@@ -62,6 +63,7 @@ local function ask(place, lease, cost, first)
     local ticket = redis.call('INCR', key(place, 'ticket'))
     redis.call('ZADD', key(place, 'waiters'), first and -ticket or ticket, lease)
     redis.call('HSET', key(place, 'costs'), lease, cost)
+    redis.call('HSET', 'transcoder:slots:places', lease, place)
   end
   redis.call('ZADD', key(place, 'heard'), now + TTL, lease)
 end
@@ -96,6 +98,19 @@ function operations.release(words)
   sweep(words.place)
   drop(words.place, words.lease)
   grant(words.place)
+  return {'ok'}
+end
+
+-- what an attempt held, or waited for, whose worker is gone
+function operations.forget(words)
+  local found = redis.call('HGETALL', 'transcoder:slots:places')
+  for at = 1, #found, 2 do
+    local lease, place = found[at], found[at + 1]
+    if lease:sub(1, #words.beginning) == words.beginning then
+      drop(place, lease)
+      grant(place)
+    end
+  end
   return {'ok'}
 end
 

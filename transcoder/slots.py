@@ -53,7 +53,7 @@ class Usage:
 
 def of_device(device: str, budget: float) -> Capacity:
     """A device by its address: shared by every container of this host that sees it."""
-    return Capacity(f"{_boot()}:{device}", device, budget)
+    return Capacity(f"{boot()}:{device}", device, budget)
 
 
 def of_cpus(budget: float) -> Capacity:
@@ -63,7 +63,7 @@ def of_cpus(budget: float) -> Capacity:
     """
     allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     group = next((os.stat(path).st_ino for path in _GROUPS if os.path.isdir(path)), 0)
-    return Capacity(f"{_boot()}:cpu:{hashlib.sha256(f'{group} {allowed}'.encode()).hexdigest()[:12]}", "cpu", budget)
+    return Capacity(f"{boot()}:cpu:{hashlib.sha256(f'{group} {allowed}'.encode()).hexdigest()[:12]}", "cpu", budget)
 
 
 class Slots:
@@ -114,6 +114,11 @@ class Slots:
             with suppress(redis.RedisError, OSError):  # the next time will do
                 self._change("renew", leases=held)
 
+    def forget(self, beginning: str) -> None:
+        """Give back the leases whose names begin so: their worker is gone, and those who wait need not wait for it."""
+        with suppress(redis.RedisError, OSError):  # they run out by themselves
+            self._change("forget", beginning=beginning)
+
     def usage(self, capacities: Sequence[Capacity]) -> Mapping[str, Usage]:
         """How much of each is taken by all who share it, by name.
 
@@ -160,7 +165,7 @@ class Slots:
         return answer
 
 
-def _boot() -> str:
+def boot() -> str:
     """This start of this host, which all its containers see alike."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 

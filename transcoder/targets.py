@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
 
 from transcoder.errors import TargetExists, TargetUnwritable
+from transcoder.faults import FaultClass
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
 
 _LONGEST_NAME = 255
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+"""What a volume may refuse now and allow later."""
 
 
 def refuse_targets(targets: Sequence[str], source: str, policy: Policy, *, overwrite: bool) -> None:
@@ -47,7 +51,9 @@ def crosses(one: str, other: str) -> TargetUnwritable:
 
 def unwritable(path: str, error: OSError) -> TargetUnwritable:
     """The error of a path that the file system refuses to write."""
-    return TargetUnwritable(f"{path!r} cannot be written: {error.strerror}", "Check space and permissions there.")
+    passing = {"fault": FaultClass.OUTPUT.value} if error.errno in _PASSING else None
+    what = f"{path!r} cannot be written: {error.strerror}"
+    return TargetUnwritable(what, "Check space and permissions there.", passing)
 
 
 def _refuse_folder(folder: str, what: str) -> None:

@@ -17,36 +17,55 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from math import inf
+from random import random
 from time import monotonic, sleep
 from typing import TypeVar, get_args
 
-from transcoder import bell, log, metrics, placement, queue, settings, slots, spec
+from transcoder import bell, log, metrics, placement, queue, retry, settings, slots, spec
 from transcoder.breaker import Rules
 from transcoder.command import Command
+from transcoder.drain import Drain
 from transcoder.errors import (
     BrokerUnavailable,
     JobCancelled,
     JobUnknown,
     NoRoute,
     NoRouteWorked,
+    Quarantined,
+    TargetUnwritable,
     TranscoderError,
     TransitionRefused,
+    WorkersLost,
 )
-from transcoder.events import Advanced, Emit, Event, Failed, FellBack, HandedOn, Started, phase
-from transcoder.faults import blames_device
+from transcoder.events import (
+    Advanced,
+    Emit,
+    Event,
+    Failed,
+    FellBack,
+    HandedOn,
+    Planned,
+    PutOff,
+    Started,
+    Verifying,
+    phase,
+)
+from transcoder.faults import FaultClass, blames_device
 from transcoder.job import transcode
-from transcoder.ledger import Claimed, Ledger, Newer, Report, Told, connect
+from transcoder.ledger import Claimed, Ledger, Newer, Report, TakenBack, Told, connect
 from transcoder.machine import SOFTWARE
 from transcoder.manifest import Attempt
 from transcoder.placement import Serves
 from transcoder.policy import Policy
+from transcoder.reaper import Reaper
 from transcoder.settings import Settings
 from transcoder.slots import Capacity, Slots
+from transcoder.space import Short, Space
 from transcoder.spec import JobSpec
 from transcoder.station import Post, Station
 from transcoder.survey import cpus
@@ -60,6 +79,12 @@ GATHER = 0.05
 """Seconds in which phases are gathered into one word, so that jobs of milliseconds do not make the heart race."""
 FRESH = 6.0
 """Seconds without an answer from Redis after which the worker counts as unhealthy."""
+
+DOUBTS = 4
+"""Looks of the drain, one after the other, at which a job would not be done in time, before that is believed."""
+
+ROOM = 30.0
+"""Seconds, about half of it at least, before a job for which there was too little space is tried again."""
 
 TEND = 1.0
 """Seconds between two looks at the jobs that wait too long for hardware."""
@@ -118,22 +143,31 @@ def _work(chosen: Settings, post: Post) -> int:
         log.LOGGER.warning(sentence)
     owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = Ledger(chosen.broker_url, chosen.retention)
-    heart = Heart(ledger, owner, chosen.prefer_wait)
+    heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise)
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
     station = Station(post, policy, rules, changed=heart.changed)
-    share = Share(Slots(connect(chosen.broker_url)), chosen.device_budget, chosen.software_budget or PER_CPU * cpus())
+    redis = connect(chosen.broker_url)
+    budget = chosen.software_budget or PER_CPU * cpus()
+    share = Share(Slots(redis), chosen.device_budget, budget, Space(redis))
     equipped: Future[Equipment] = Future()
     looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
+    reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
     heart.start(station, share)
-    run = Worker(ledger, heart, equipped, policy).run
+    reaper.start()
+    drain = Drain(chosen.grace, heart.held)
+    drain.start()
+    patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
+    run = Worker(ledger, heart, equipped, policy, patience, drain.over).run
     code = queue.consume(
         chosen.broker_url,
         run,
         name=f"{post.name}@{owner}",
         concurrency=post.places,
         ready=heart.consuming,
-        served=station.queues,
+        served=lambda: [name for name in station.queues() if name not in reaper.paused],
+        ending=drain.told,
     )
+    reaper.stop()
     heart.stop()
     if looked.done():
         looked.result()
@@ -191,11 +225,21 @@ def _look(
     station.look_closer(machine, chosen.cache_folder)
 
 
-class Share:
-    """What this worker may take of its device and of its CPUs, which others take of, too."""
+def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBack], None]:
+    def taken_back(job: TakenBack) -> None:
+        share.slots.forget(f"{job.job_id}.{job.fence}.")
+        if equipped.done():
+            equipped.result().metrics.reaped()
 
-    def __init__(self, leases: Slots, device_budget: float, software_budget: float) -> None:
+    return taken_back
+
+
+class Share:
+    """What this worker may take of its device, its CPUs and its disks, which others take of, too."""
+
+    def __init__(self, leases: Slots, device_budget: float, software_budget: float, space: Space) -> None:
         self.slots = leases
+        self.space = space
         self._device_budget = device_budget
         self._cpus = slots.of_cpus(software_budget)
 
@@ -208,22 +252,49 @@ class Share:
         return self.slots.usage([self._cpus, *([self.capacity(device)] if device else [])])
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How much a job is forgiven: how many workers may be lost with it, how often and when it is tried again."""
+
+    lost_workers: int = 10
+    rules: retry.Rules = field(default_factory=retry.Rules)
+
+
 class Worker:
     """Runs jobs, one in each thread that calls `run`."""
 
-    def __init__(self, ledger: Ledger, heart: Heart, equipped: Future[Equipment], policy: Policy) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        heart: Heart,
+        equipped: Future[Equipment],
+        policy: Policy,
+        patience: Patience | None = None,
+        over: threading.Event | None = None,
+    ) -> None:
         self._ledger = ledger
         self._heart = heart
         self._equipped = equipped
         self._policy = policy
+        self._patience = patience or Patience()
+        self._over = over
 
     def run(self, job_id: str) -> None:
         """Do what the message asks, if the record says that it is still to be done. Raises nothing but bugs."""
+        with suppress(Ended):  # the reaper finds a job whose message was lost, or which has lost its worker
+            self._run(job_id)
+
+    def _run(self, job_id: str) -> None:
         owner = self._heart.owner
-        match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA)):
+        match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA), over=self._over):
             case Claimed() as claimed:
                 # no queue is served before the equipment is there
-                held = Held(self._ledger, job_id, claimed, self._heart.wake, self._equipped.result())
+                equipment = self._equipped.result()
+                held = Held(
+                    *(self._ledger, job_id, claimed, self._heart.wake, equipment),
+                    lost_workers=self._patience.lost_workers,
+                    over=self._over,
+                )
                 # suppressed: what the record's new owner does with the job is not ours to say
                 with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
                     self._transcode(held, claimed)
@@ -236,7 +307,7 @@ class Worker:
         why = f"needs a worker that reads schema {newer.schema}; this one reads up to {spec.SCHEMA}"
         log.write("passed_on", why, level=logging.WARNING, job=job_id)
         with suppress(TransitionRefused, JobUnknown):  # cancelled in between
-            patiently(lambda: self._ledger.post(job_id, newer.queue, why))
+            patiently(lambda: self._ledger.post(job_id, newer.queue, why), over=self._over)
 
     def _transcode(self, held: Held, claimed: Claimed) -> None:
         equipment = self._equipped.result()
@@ -249,19 +320,27 @@ class Worker:
         try:
             asked = held.asked = spec.read(json.loads(claimed.spec))
             listeners.append(equipment.metrics.listener(asked))
-            attempt = Attempt(held.job_id, claimed.fence)
-            published = transcode(asked, attempt, equipment.station.machine(), self._policy, emit, held)
+            attempt = Attempt(held.job_id, claimed.fence, claimed.left)
+            machine = equipment.station.machine()
+            if held.careful:
+                machine = machine.served_by(None)
+            published = transcode(asked, attempt, machine, self._policy, emit, held)
             held.finish("published", result=published.as_record())
         except Elsewhere as gone:
             emit(HandedOn(placement.short(gone.queue), gone.why))
+        except Short as short:
+            self._hold(held, TargetUnwritable(str(short), "Make room; it goes on by itself."), emit)
         except (TransitionRefused, JobUnknown) as lost:
             emit(Failed(lost))
             log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+        except JobCancelled as stopped:
+            self._stop(held, stopped, emit)
+        except Ended:
+            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
         except (NoRoute, NoRouteWorked) as unsuited:
             self._go_on(held, unsuited, emit)
         except TranscoderError as wrong:
-            emit(Failed(wrong))
-            held.finish("cancelled" if isinstance(wrong, JobCancelled) else "failed", error=wrong.as_record())
+            self._end(held, wrong, emit)
         except Exception as bug:
             log.LOGGER.exception("job %s met a bug", held.job_id)
             unexpected = TranscoderError(
@@ -270,6 +349,26 @@ class Worker:
             emit(Failed(unexpected))
             held.finish("failed", error=unexpected.as_record() | {"kind": "unexpected"})
 
+    def _hold(self, held: Held, why: TargetUnwritable, emit: Emit) -> None:
+        """There is too little room for the job: it waits in its queue and takes no place meanwhile."""
+        again = retry.Again(ROOM * (0.5 + random() / 2), held=True)
+        emit(PutOff(why, again.seconds))
+        held.put_off(again, why)
+
+    def _stop(self, held: Held, stopped: JobCancelled, emit: Emit) -> None:
+        """The job was ended before its time: by its user, because it is another worker's, or because this one ends."""
+        match held.why_stopped:
+            case "lost":
+                lost = TransitionRefused(f"job {held.job_id} is not this worker's any more")
+                emit(Failed(lost))
+                log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+            case "cancelled":
+                emit(Failed(stopped))
+                held.finish("cancelled", error=stopped.as_record())
+            case why:
+                emit(HandedOn(placement.short(held.queue), why))
+                held.hand_back(why)
+
     def _go_on(self, held: Held, unsuited: NoRoute | NoRouteWorked, emit: Emit) -> None:
         """What requires hardware and found none fit here goes to another worker that may have it, else it fails."""
         try:
@@ -277,8 +376,25 @@ class Worker:
         except Elsewhere as gone:
             emit(HandedOn(placement.short(gone.queue), gone.why))
         else:
-            emit(Failed(unsuited))
-            held.finish("failed", error=unsuited.as_record())
+            self._end(held, unsuited, emit)
+
+    def _end(self, held: Held, wrong: TranscoderError, emit: Emit) -> None:
+        """The job failed: it is tried again later where that may help, or rests in quarantine, or that was it."""
+        match held.then(wrong, self._patience.rules):
+            case retry.Again() as again:
+                emit(PutOff(wrong, again.seconds))
+                held.put_off(again, wrong)
+            case "quarantine":
+                rests = held.quarantined(wrong)
+                emit(Failed(rests))
+                held.finish("quarantined", error=rests.as_record())
+            case "fail":
+                emit(Failed(wrong))
+                held.finish("failed", error=wrong.as_record())
+
+
+class Ended(Exception):
+    """The worker ends and Redis is away: what it should hear is left for others to find out."""
 
 
 class Elsewhere(Exception):
@@ -297,14 +413,30 @@ class Held:
     """What is to be made, as soon as it was read."""
 
     def __init__(
-        self, ledger: Ledger, job_id: str, claimed: Claimed, changed: Callable[[], None], equipment: Equipment
+        self,
+        ledger: Ledger,
+        job_id: str,
+        claimed: Claimed,
+        changed: Callable[[], None],
+        equipment: Equipment,
+        *,
+        lost_workers: int = 10,
+        over: threading.Event | None = None,
     ) -> None:
+        self.queue = claimed.queue
+        self.why_stopped = "cancelled"
+        self._over = over
+        self._eta: float | None = None
+        self._doubts = 0
+        self._before, self._crashes = claimed.before, 0
+        self._source: dict[str, object] = {}
         self.job_id = job_id
         self.fence = claimed.fence
         self._for_hardware = claimed.queue != placement.queue_name(SOFTWARE)
         self._ledger = ledger
         self._changed = changed
         self._equipment = equipment
+        self._lost, self._lost_workers = claimed.lost, lost_workers
         self._leases = count(1)
         self._last_fault: FellBack | None = None
         self._stop = threading.Event()
@@ -316,6 +448,15 @@ class Held:
     def cancelled(self) -> bool:
         """Whether the job was cancelled or taken away. Costs nothing: the heart has asked."""
         return self._stop.is_set()
+
+    def fenced(self) -> None:
+        """Record that earlier attempts can publish nothing any more; waits while Redis is away."""
+        patiently(lambda: self._ledger.fenced(self.job_id, self.fence), self._stop)
+        if self._lost >= self._lost_workers:
+            raise WorkersLost(
+                f"job {self.job_id} lost {self._lost} workers, one after the other",
+                "Look in their logs and the kernel's for what ended them (out of memory?), then submit it again.",
+            )
 
     def may_write(self, targets: Sequence[str]) -> None:
         """Claim the targets; waits while Redis is away."""
@@ -381,20 +522,79 @@ class Held:
         patiently(lambda: self._ledger.still_ours(self.job_id, self.fence), self._stop)
 
     def finish(self, state: str, **ending: dict[str, object]) -> None:
-        """Record the end; waits while Redis is away."""
-        patiently(lambda: self._ledger.finish(self.report(), state, **ending))
+        """Record the end; waits while Redis is away, unless the worker ends."""
+        patiently(lambda: self._ledger.finish(self.report(), state, **ending), over=self._over)
 
-    def must_stop(self) -> None:
-        """The ledger says that the job was cancelled or belongs to another worker."""
+    def hand_back(self, why: str) -> None:
+        """Let another worker have it; nothing of it is left here."""
+        patiently(lambda: self._ledger.hand_back(self.job_id, self.fence, why), over=self._over)
+
+    @property
+    def careful(self) -> bool:
+        """Whether only software may touch it, since ffmpeg died of it. What requires hardware takes its chance."""
+        return self._before.careful and self.asked.acceleration.policy != "require"
+
+    def then(self, wrong: TranscoderError, rules: retry.Rules) -> retry.Then:
+        """What becomes of the job after this error."""
+        kind = wrong.evidence.get("fault")
+        if not isinstance(kind, str):
+            return "fail"
+        return retry.then(FaultClass(kind), self._before, self._crashes, rules, random())
+
+    def put_off(self, again: retry.Again, wrong: TranscoderError) -> None:
+        """Let it wait until it is tried again, by any worker."""
+        software = again.careful and self.asked.acceleration.policy != "require"
+        queue = placement.queue_name(SOFTWARE) if software else None
+        words = (again, self._crashes, wrong.what, queue)
+        patiently(lambda: self._ledger.put_off(self.report(), *words), over=self._over)
+
+    def quarantined(self, wrong: TranscoderError) -> Quarantined:
+        """The error of a source on which ffmpeg died again and again, with all that is needed to look into it."""
+        deaths = self._before.crashes + self._crashes
+        told = self._equipment.station.told()
+        evidence = {**wrong.evidence, "source": self._source, "worker": asdict(told), "crashes": deaths}
+        return Quarantined(
+            f"ffmpeg died {deaths} times on {self.asked.source!r}, in software too: {wrong.what}",
+            "`transcoder status ID --json` has the evidence; `transcoder retry ID` tries it again.",
+            json.loads(log.without_passwords(json.dumps(evidence, default=str))),
+        )
+
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """Reserve space for the outputs. Raises Short where there is too little."""
+        lease = f"{self.job_id}.{self.fence}"
+        return self._equipment.share.space.room(folder, need, lease, cancelled=self.cancelled)
+
+    def must_stop(self, verdict: str) -> None:
+        """The ledger says that the job was 'cancelled', or that it is 'lost' to another worker."""
+        self.why_stopped = verdict
         self._stop.set()
+
+    def fits(self, seconds: float) -> bool:
+        """Whether it may be done by then: not if it has no slot yet, nor if its encoding takes longer at this pace."""
+        if self._phase == "waiting":
+            return False
+        # at its very beginning an encoding is slower than it will be
+        self._doubts = self._doubts + 1 if self._eta is not None and self._eta > seconds else 0
+        return self._doubts < DOUBTS
+
+    def give_back(self, why: str) -> None:
+        """The worker ends and others shall have the job. What is being published is published."""
+        if not self._stop.is_set():
+            self.why_stopped = why
+            self._stop.set()
 
     def listen(self, event: Event) -> None:
         """Keep what the ledger is to be told."""
         begun = phase(event)
         if isinstance(event, Advanced):
-            self._progress = _progress(event)
+            self._progress, self._eta = _progress(event), event.eta
+        if isinstance(event, FellBack | Verifying):
+            self._eta = None
+        if isinstance(event, Planned):
+            self._source = asdict(event.source)
         if isinstance(event, FellBack):
             self._last_fault = event
+            self._crashes += event.kind is FaultClass.CRASHED
         if begun and begun != "done" and (begun != self._phase or isinstance(event, Started)):
             self._begin(begun, event.route.name if isinstance(event, Started) else "")
 
@@ -422,10 +622,10 @@ class Heart:
     hopped: Callable[[str, str], None] = staticmethod(lambda queue, why: None)
     """Called with the queue that a job left for software, and why."""
 
-    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0) -> None:
+    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0, rise: float = 600.0) -> None:
         self.owner = owner
         self._ledger = ledger
-        self._prefer_wait = prefer_wait
+        self._prefer_wait, self._rise = prefer_wait, rise
         self._tended = -inf
         self._station: Station | None = None
         self._share: Share | None = None
@@ -450,6 +650,10 @@ class Heart:
         self._thread.join()
         with suppress(BrokerUnavailable):
             self._ledger.leave(self.owner)
+
+    def held(self) -> set[Held]:
+        """The jobs that run at the moment."""
+        return self._held.copy()
 
     def consuming(self) -> None:
         """The worker takes messages from now on."""
@@ -487,7 +691,7 @@ class Heart:
             self._awake.clear()
 
     def _beat(self) -> None:
-        told = [(held, held.report()) for held in self._held.copy()]
+        told = [(held, held.report()) for held in self.held()]
         try:
             serves = self._station.told() if self._station else Told()
             if queue.leaving():  # `require` is refused from now on where nobody else serves it
@@ -506,19 +710,22 @@ class Heart:
         for (held, report), verdict in zip(told, verdicts, strict=True):
             held.told(report)
             if verdict != "go on":
-                held.must_stop()
+                held.must_stop(verdict)
 
     def _tend(self) -> None:
         """What any worker does for all: leases renewed, trials of what failed, jobs that waited too long moved."""
+        if self._away:  # each question would keep the next beat waiting
+            return
         if self._share:
             self._share.slots.renew()
+            self._share.space.renew()
         if self._station:
             self._station.tend()
         if monotonic() - self._tended < TEND:
             return
         self._tended = monotonic()
         try:
-            hops = self._ledger.tend(self._prefer_wait)
+            hops = self._ledger.tend(self._prefer_wait, self._rise)
         except BrokerUnavailable:
             return  # the beat has said so
         except Exception:
@@ -530,21 +737,23 @@ class Heart:
             self.hopped(name, hop.why)
 
 
-def patiently(ask: Callable[[], T], stop: threading.Event | None = None) -> T:
+def patiently(ask: Callable[[], T], stop: threading.Event | None = None, *, over: threading.Event | None = None) -> T:
     """Ask until Redis answers, at growing intervals of at most 3 s.
 
     Raises:
         JobCancelled: `stop` was set while waiting.
+        Ended: `over` was.
     """
     pause = 0.1
     while True:
         try:
             return ask()
         except BrokerUnavailable:
-            if stop is None:
+            waited = stop or over
+            if waited is None:
                 sleep(pause)
-            elif stop.wait(pause):
-                raise JobCancelled("the job was cancelled while Redis was away") from None
+            elif waited.wait(pause):
+                raise (JobCancelled("the job was cancelled while Redis was away") if stop else Ended()) from None
             pause = min(3.0, pause * 2)
 
 

@@ -173,8 +173,10 @@ class TestEnd:
         assert inspect(running.container())["State"]["ExitCode"] == 0
         assert Path(target).name in in_volume(running)
 
-    def test_the_engine_waits_longer_than_most_jobs_take(self, running: Stack) -> None:
-        assert inspect(running.container())["Config"]["StopTimeout"] == 3600
+    def test_the_engine_waits_longer_than_the_worker_needs(self, running: Stack) -> None:
+        told = inspect(running.container())["Config"]
+        assert "TRANSCODER_GRACE=10m" in told["Env"]
+        assert told["StopTimeout"] == 11 * 60
 
     def test_kill_leaves_nothing_half_published(
         self, running: Stack, client: Client, encoding: tuple[str, str]
