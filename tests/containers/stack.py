@@ -101,27 +101,39 @@ def image_prefix() -> str:
 
 
 def stand_in(name: str, dockerfile: str) -> str:
-    """An image that cannot be had here, made of Debian's packages under the same name; the real one where it is.
+    """An image made of Debian's packages instead of the one of that name, where that is not there; gives what is used.
 
-    `{base}` in the Dockerfile is the base of our images.
+    Its name is no other's: who deploys from the same machine gets the real one. `{base}` in the Dockerfile is the base
+    of our images.
     """
+    made = _stands_in(name)
     with alone("images"):
-        if not exists(name):
+        if not exists(name) and not exists(made):
             content = dockerfile.format(base=base_image()).encode()
-            docker("build", "--quiet", "--tag", name, *_proxies(), "-", stdin=content, timeout=600)
-    return name
+            docker("build", "--quiet", "--tag", made, *_proxies(), "-", stdin=content, timeout=600)
+    return name if exists(name) else made
+
+
+def _stands_in(name: str) -> str:
+    return f"transcoder-test/{name}"
+
+
+def pinned_redis() -> str:
+    """The image that compose.yaml names."""
+    found = re.search(r"image: (redis:\S+)", (COMPOSE / "compose.yaml").read_text())
+    assert found
+    return found[1]
 
 
 def redis_image() -> str:
-    found = re.search(r"image: (redis:\S+)", (COMPOSE / "compose.yaml").read_text())
-    assert found
-    return stand_in(found[1], REDIS)
+    """That, or what stands in for it."""
+    return stand_in(pinned_redis(), REDIS)
 
 
 def simgpu_image() -> str:
     if ready := os.environ.get("SIMGPU_READY_IMAGE"):
         return ready
-    return stand_in(f"transcoder-simgpu:{hashlib.sha256(SIMGPU.encode()).hexdigest()[:16]}", SIMGPU)
+    return stand_in(f"simgpu:{hashlib.sha256(SIMGPU.encode()).hexdigest()[:16]}", SIMGPU)
 
 
 def _proxies() -> list[str]:
@@ -163,6 +175,7 @@ class Stack:
         subprocess.run([self.folder / "prepare"], env=places, capture_output=True, check=True)
         with (self.folder / ".env").open("a") as env:  # after what `prepare` found: the last line counts
             env.writelines(f"{name}={value}\n" for name, value in told.items())
+        redis_image()
         self.override(override or {})
 
     def override(self, override: Mapping[str, Any]) -> None:
@@ -170,8 +183,10 @@ class Stack:
         file = self.folder / "override.json"
         file.write_text(json.dumps(override))
         services = dict(override.get("services", {}))
-        for name in self.compose("config", "--services").split():
+        for name, service in json.loads(self.compose("config", "--format", "json"))["services"].items():
             services[name] = {**services.get(name, {}), "healthcheck": {"interval": "1s"}}
+            if not exists(service["image"]) and exists(_stands_in(service["image"])):
+                services[name]["image"] = _stands_in(service["image"])
         file.write_text(json.dumps({**override, "services": services}))
 
     def compose(self, *words: str, timeout: float = 120, check: bool = True) -> str:
@@ -180,7 +195,6 @@ class Stack:
 
     def up(self, *services: str, timeout: float = 120) -> None:
         """Start, and wait until all say that they are healthy."""
-        redis_image()
         try:
             self.compose("up", "--detach", "--wait", "--no-build", *services, timeout=timeout)
         except AssertionError as failed:

@@ -113,7 +113,7 @@ def test_prepare_and_up_are_all_that_a_host_with_a_gpu_needs(
         assert groups == ["1000", str(DEVICE_GROUP)]
         up = ["docker", "compose", "config", "--images"]  # as a user would call it: `prepare` has named the files
         named = subprocess.run(up, cwd=running.stack.folder, capture_output=True, text=True, check=True)
-        assert set(named.stdout.split()) == {vaapi_image, stack.redis_image()}
+        assert set(named.stdout.split()) == {vaapi_image, stack.pinned_redis()}
 
 
 def test_a_mapped_gpu_transcodes_by_qsv_in_the_qsv_image(
