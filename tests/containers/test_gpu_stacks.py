@@ -31,7 +31,14 @@ pytestmark = [
 ]
 
 FIRST, SECOND = "0000:00:02.0", "0000:03:00.0"
-SIMPLE: dict[str, object] = {"rc": "CQP", "encode": "h264", "decode": "h264", "vpl": False, "rate": 10_000_000}
+SIMPLE: dict[str, object] = {
+    "rc": "CQP",
+    "encode": "h264",
+    "decode": "h264",
+    "ten_bit": False,
+    "vpl": False,
+    "rate": 10_000_000,
+}
 """Little to try, and engines that take their time: two seconds for the clip."""
 REQUIRE: dict[str, Any] = {"acceleration": {"policy": "require"}}
 COUNTED = re.compile(r'^transcoder_gpu_engine_seconds_total\{device="(\S+)",engine="\S+"\} (\S+)$', re.MULTILINE)
