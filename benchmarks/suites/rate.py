@@ -27,7 +27,7 @@ from benchmarks.suites.hop import bare_environment, same_options, stamped_worker
 from tests import services
 from transcoder import ledger, queue
 from transcoder.client import Client
-from transcoder.spec import JobSpec
+from transcoder.spec import Acceleration, JobSpec
 
 RATE_BOUND, SUBMIT_BOUND = 1 / 0.75, 2.0
 WORKERS = 4
@@ -153,8 +153,12 @@ def _pages(keys: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def no_op(stand: Stand) -> JobSpec:
-    """A job that is like any other, for whom a worker of the benchmark does nothing."""
-    return spec(material.FOLDER / "no-op.mp4", str(stand.folder / f"{secrets.token_hex(8)}.mp4"), 720)
+    """A job for which a worker of the benchmark does nothing.
+
+    It is software's from the start: while all workers stand still, others would go to a queue that nobody serves.
+    """
+    asked = spec(material.FOLDER / "no-op.mp4", str(stand.folder / f"{secrets.token_hex(8)}.mp4"), 720)
+    return asked.model_copy(update={"acceleration": Acceleration(policy="never")})
 
 
 @contextmanager
