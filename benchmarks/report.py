@@ -11,7 +11,7 @@ from benchmarks.figures import Interval, Verdict, judge
 SCHEMA = 1
 """Of the JSON. A reader that finds another number knows that it must look."""
 
-Unit = Literal["ms", "s", "ratio", "percent", "MB"]
+Unit = Literal["ms", "s", "ratio", "percent", "MB", "kB"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,14 @@ class Row:
                 self.judged or "")  # fmt: skip
 
 
-_SCALES = {"ms": (1e3, " ms"), "s": (1.0, " s"), "ratio": (1.0, ""), "percent": (100.0, " %"), "MB": (1e-6, " MB")}
+_SCALES = {
+    "ms": (1e3, " ms"),
+    "s": (1.0, " s"),
+    "ratio": (1.0, ""),
+    "percent": (100.0, " %"),
+    "MB": (1e-6, " MB"),
+    "kB": (1e-3, " kB"),
+}
 
 
 def shown(value: float, unit: Unit) -> str:

@@ -28,11 +28,20 @@ class Stamps:
 
     def wait_for(self, job_id: str, patience: float = 20.0) -> int:
         """When this job began; others that come meanwhile are passed over."""
-        self._socket.settimeout(patience)
         while True:
-            name, at = self._socket.recv(256).decode().split()
+            name, at = self.next(patience)
             if name == job_id:
-                return int(at)
+                return at
+
+    def next(self, patience: float = 20.0) -> tuple[str, int]:
+        """The next job that began, whichever it is, and when.
+
+        Raises:
+            TimeoutError: none did for so many seconds.
+        """
+        self._socket.settimeout(patience)
+        name, at = self._socket.recv(256).decode().split()
+        return name, int(at)
 
     def close(self) -> None:
         self._socket.close()

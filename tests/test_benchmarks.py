@@ -1,5 +1,6 @@
 """The benchmarks' arithmetic: a verdict is only worth what its interval is. Their figures are asserted nowhere."""
 
+import ast
 import json
 import math
 import random
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import figures, report, stand
 from benchmarks.figures import Interval, bootstrap, judge, quantile, ratio, spread
 from benchmarks.report import Row
-from benchmarks.suites import growth, ladder, path
+from benchmarks.suites import growth, hop, ladder, path
 
 
 @pytest.mark.parametrize(
@@ -147,3 +148,8 @@ def test_the_confidence_is_what_the_readme_says() -> None:
 def pairs_of(generator: random.Random, count: int, true: float = 1.0) -> Sequence[tuple[float, float]]:
     """Pairs whose ratio is `true` but for noise of a tenth, as this project's machines have it."""
     return [(true * generator.lognormvariate(0, 0.1), 1.0) for _ in range(count)]
+
+
+def test_the_bare_workers_settings_can_be_handed_to_it_as_text() -> None:
+    settings = hop.same_options("redis://127.0.0.1:1/0")
+    assert ast.literal_eval(repr(settings)) == settings

@@ -32,6 +32,7 @@ SAME = (
     "task_send_sent_event", "worker_hijack_root_logger", "worker_redirect_stdouts",
 )  # fmt: skip
 """Settings of ours that the bare application has as well."""
+ORDER = "queue_order_strategy"
 
 
 def run(stand: Stand) -> list[Row]:
@@ -58,9 +59,10 @@ def run(stand: Stand) -> list[Row]:
 
 
 def same_options(url: str) -> dict[str, Any]:
-    """The settings that both have."""
+    """The settings that both have. The order of the queues is not among them: the bare worker has one queue."""
     ours = queue.app_for(url).conf
-    return {name: ours[name] for name in SAME}
+    transport = {name: value for name, value in ours["broker_transport_options"].items() if name != ORDER}
+    return {name: ours[name] for name in SAME} | {"broker_transport_options": transport}
 
 
 @contextmanager
