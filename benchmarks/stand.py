@@ -83,6 +83,10 @@ class Alone:
         """There is a place."""
         return nullcontext()
 
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """Whatever the disk has."""
+        return nullcontext()
+
     def still_ours(self) -> None:
         """Nobody else could have it."""
 

@@ -185,7 +185,7 @@ def test_an_exit_code_becomes_a_fault_with_evidence(
     found = fault((stub, "-i", "a b"))
     assert found.kind is kind
     assert what in (None, found.what)
-    assert found.evidence.argv == (stub, *REPORTING, "-i", "a b")
+    assert found.evidence.argv == (stub, *REPORTING, "-max_alloc", str(POLICY.max_alloc), "-i", "a b")
     assert found.evidence.returncode == code
     assert found.evidence.stderr[0] == "first words"
 
@@ -316,7 +316,7 @@ def test_a_program_that_never_makes_a_frame_is_found(tmp_path: Path) -> None:
     stub = python(tmp_path, FROZEN.format(frame=0, time="N/A"))
     found, after = stalled(stub, Policy(("/",), first_frame_limit=LIMIT, stall_limit=60))
     assert (found.kind, found.what) == (FaultClass.STALLED, "ffmpeg made no first frame for 0.5 s")
-    assert found.evidence.argv == (stub, *REPORTING)
+    assert found.evidence.argv == (stub, *REPORTING, "-max_alloc", str(POLICY.max_alloc))
     assert found.evidence.returncode is None
     assert after < 3 * LIMIT
 

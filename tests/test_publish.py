@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -460,7 +462,7 @@ class Scenes:
 
     def ready(self) -> Ladder:
         folder = self.folder / str(next(self.count))
-        folder.mkdir()
+        folder.mkdir(parents=True)
         ladder = Ladder(folder, overwrite=self.overwrite, apart=self.apart)
         if self.overwrite:
             ladder.place_old()
@@ -527,6 +529,80 @@ def waking_up_late(ladder: Ladder, step: int) -> tuple[bool, Mapping[str, Any] |
         with suppress(TransitionRefused, TargetExists, TargetUnwritable):
             ladder.publish()
     return bool(found), found[0] if found else None
+
+
+class Interleaved:
+    """An attempt that stands still before one of its calls, and goes on when the next one has come to one of its."""
+
+    def __init__(self, ladder: Ladder, stop_at: int, resume_at: int) -> None:
+        self.ladder, self.stop_at, self.resume_at = ladder, stop_at, resume_at
+        self.counts = {"late": itertools.count(), "next": itertools.count()}
+        self.stopped, self.resumed = threading.Event(), threading.Event()
+        self.late = threading.Thread(target=self.publish, name="late")
+        self.found: Mapping[str, Any] | None = None
+
+    def publish(self) -> None:
+        with suppress(TransitionRefused, TargetExists, TargetUnwritable):
+            self.ladder.publish()
+        self.stopped.set()
+
+    def hook(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def step_by_step(*words: Any, **options: Any) -> Any:
+            name = threading.current_thread().name
+            step = next(self.counts["late" if name == "late" else "next"])
+            if name == "late" and step == self.stop_at:
+                self.stopped.set()
+                assert self.resumed.wait(20)
+            if name != "late" and step == self.resume_at:
+                self.resumed.set()
+                self.late.join(20)
+            return call(*words, **options)
+
+        return step_by_step
+
+    def run(self) -> tuple[bool, bool]:
+        """Whether the late one came to where it was to stop, and the next one to where it was to let it go on."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in STEPS:
+                patch.setattr(os, name, self.hook(getattr(os, name)))
+            patch.setattr(publish, "_renameat2", self.hook(publish._renameat2))
+            self.late.start()
+            assert self.stopped.wait(20)
+            reached = self.late.is_alive()
+            self.found = self.ladder.recover()
+            met = self.resumed.is_set()
+            self.resumed.set()
+            self.late.join(20)
+        return reached, met
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["beside", "apart"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_an_attempt_that_wakes_up_while_it_is_fenced_changes_nothing_either(
+    tmp_path: Path, overwrite: bool, apart: bool
+) -> None:
+    scenes = Scenes(tmp_path, overwrite=overwrite, apart=apart)
+    tried = 0
+    for stop_at in itertools.count(9, 2):  # before, it has not even claimed its folder
+        for resume_at in itertools.count(0, 2):
+            both = Interleaved(scenes.ready(), stop_at, resume_at)
+            reached, met = both.run()
+            ladder = both.ladder
+            where = (stop_at, resume_at, both.found)
+            assert ladder.state == ("new" if both.found else "old" if overwrite else "absent"), where
+            assert (ladder.manifest.exists(), ladder.litter) == (bool(both.found), []), where
+            tried += met
+            if not met or not reached:
+                break
+        if not reached:
+            break
+    assert tried > 100, "the steps are no longer seen"
+
+
+def test_the_draft_of_a_manifest_that_stands_apart_is_of_its_folder_alone() -> None:
+    drafts = [publish._draft(f"/out/.transcoder-job-{which}", "/apart/job.json") for which in ("1", "1~2")]
+    assert len(set(drafts)) == 2
+    assert {os.path.dirname(draft) for draft in drafts} == {"/apart"}
 
 
 def refuse_the_late_one(ladder: Ladder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -797,6 +873,29 @@ def test_an_attempt_that_lost_the_job_can_publish_nothing_any_more(tmp_path: Pat
         ladder.publish(2)
     assert (ladder.state, ladder.litter) == ("new", [])
     assert json.loads(ladder.manifest.read_text())["attempt"] == 2
+
+
+def test_what_an_attempt_left_is_out_of_its_reach_before_it_is_looked_at_whatever_its_lock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    ladder = Ladder(tmp_path)
+    with scratch.scratch("job", 1, ladder.targets, ("mp4",) * 3) as cut_off:
+        ladder.make(cut_off)
+        for attempt in (2, 3):  # the second was interrupted as well
+            folders = scratch.abandoned("job", attempt, str(ladder.out))
+            assert os.path.basename(next(folders)) == f".transcoder-job-1~{'2' if attempt == 2 else '2~3'}"
+            assert not os.path.exists(cut_off.folder)
+            with pytest.raises(TransitionRefused, match="took over"):
+                publish.put(cut_off, ladder.promise(), ladder.policy, overwrite=True)
+            with monkeypatch.context() as patch:
+                if attempt == 2:
+                    patch.setattr("shutil.rmtree", lambda *_, **__: None)
+                folders.close()
+    assert (ladder.state, ladder.litter) == ("absent", [])
 
 
 def test_an_attempt_that_loses_the_job_amid_its_renames_undoes_nothing(

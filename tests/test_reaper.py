@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tests import services
 from tests.conftest import MakeClip
+from tests.local import program
 from tests.test_ledger import claim, messages, submit
 from transcoder import Client, JobSpec, Status, queue, reaper
 from transcoder.errors import TransitionRefused, WorkersLost
@@ -143,6 +144,21 @@ def test_a_worker_that_lost_its_jobs_serves_nothing_until_it_is_heard_again(ledg
     assert ledger.record("a").serving == 0
     beats(ledger, "dead", queues=(HW,))
     assert ledger.record("a").serving == 1
+
+
+def test_a_running_job_that_nobody_counted_is_watched_too(ledger: Ledger, watch: Watch, plain: redis_py.Redis) -> None:
+    submit(ledger, "a")
+    submit(ledger, "b")
+    claim(ledger, "a", "an older version")
+    held = claim(ledger, "b", "lives")
+    plain.zrem("transcoder:heartbeats", "a")
+    plain.zadd("transcoder:heartbeats", {"gone": 1, "long gone": 1})
+    taken = []
+    for _ in range(8):
+        taken += watch.look()
+        beats(ledger, "lives", ("b", held.fence))
+    assert taken == ["a"]
+    assert plain.zrange("transcoder:heartbeats", 0, -1) == ["b"]
 
 
 def test_after_an_outage_a_whole_lease_passes_before_anything_is_taken(tmp_path: Path) -> None:
@@ -330,10 +346,18 @@ def test_of_many_claims_at_once_one_wins(server: services.Redis, ledger: Ledger)
 
 # Real workers
 
+STEADY = """
+case " $* " in *" libx264 "*)
+  for word; do shift; [ "$word" = -i ] && set -- "$@" -readrate 1.5; set -- "$@" "$word"; done;;
+esac
+exec ffmpeg "$@"
+"""
+"""ffmpeg that encodes at the same pace on every machine, so that a test finds a job where it expects it."""
+
 
 @dataclass
 class Crew:
-    """Workers by name, on one Redis, and a client."""
+    """Workers by name, on one Redis, and a client. A job takes eight seconds."""
 
     redis: services.Redis
     folder: Path
@@ -344,6 +368,7 @@ class Crew:
 
     def worker(self, name: str, *, concurrency: int = 1, **env: Any) -> services.Worker:
         roots = [self.folder, self.source.parent]
+        env = {"TRANSCODER_FFMPEG": program(self.folder, "ffmpeg-steady", STEADY), **env}
         started = services.worker(
             self.redis.url, self.folder / name, roots, "--name", name, concurrency=concurrency, **env
         )

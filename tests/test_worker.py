@@ -29,6 +29,7 @@ from transcoder.metrics import Metrics
 from transcoder.placement import Serves, queue_name
 from transcoder.policy import Policy
 from transcoder.slots import Slots
+from transcoder.space import Space
 from transcoder.spec import SCHEMA
 from transcoder.station import Post, Station
 from transcoder.worker import Held
@@ -319,7 +320,7 @@ class Parts:
             patch.setattr("transcoder.station.survey_devices", lambda *_: machine)
             station.open(machine)
             station.look_closer(machine, None)
-        share = worker.Share(Slots(connect(redis.url)), 1, 1)
+        share = worker.Share(Slots(connect(redis.url)), 1, 1, Space(connect(redis.url)))
         equipped.set_result(worker.Equipment(station, share, Metrics("0", "7.1")))
         return cls(ledger, heart, equipped, worker.Worker(ledger, heart, equipped, Policy(("/media",))))
 
@@ -468,6 +469,32 @@ def test_a_job_that_hopped_to_software_is_not_sent_back_to_hardware(
     assert went(parts) == ("published", "software")
 
 
+@pytest.mark.parametrize(("policy", "devices"), [("prefer", ()), ("require", (GPU,))])
+def test_what_killed_ffmpeg_twice_is_tried_in_software_only_where_that_may_be(
+    redis: services.Redis, monkeypatch: pytest.MonkeyPatch, policy: str, devices: tuple[Device, ...]
+) -> None:
+    parts, tried_on = Parts.on(redis, WITH_GPU, "both"), []
+
+    def crashes(*words: Any) -> Published:
+        tried_on.append(words[2].devices)
+        words[-2](FellBack(Route("vaapi", "vaapi", GPU.id), FaultClass.CRASHED, "oh", 1.0))
+        words[-2](FellBack(Route("software", "software"), FaultClass.CRASHED, "oh", 1.0))
+        raise NoRouteWorked("ffmpeg died", evidence={"fault": "crashed"})
+
+    monkeypatch.setattr(worker, "transcode", crashes)
+    serve(parts, "me", "hw.hevc", "software")
+    parts.submit(acceleration={"policy": policy}, **HEVC)
+    parts.worker.run("a")
+    with redis_py.Redis.from_url(redis.url) as plain:
+        plain.zadd("transcoder:later", {"a": 0})
+    parts.ledger.tend(1e6)
+    assert went(parts) == ("queued", "software" if policy == "prefer" else "hw.hevc")
+    parts.worker.run("a")
+    assert tried_on == [(GPU,), devices]
+    assert parts.fields()["state"] == "quarantined"
+    assert "died 4 times" in parts.fields()["error"]
+
+
 NO_ROUTE, NONE_WORKED = NoRoute("this machine offers none"), NoRouteWorked("all failed")
 
 
@@ -525,6 +552,27 @@ def test_a_wait_for_redis_ends_with_the_job(parts: Parts, redis: services.Redis)
     threading.Timer(0.3, held.must_stop, ["cancelled"]).start()
     with pytest.raises(JobCancelled, match="while Redis was away"):
         held.still_ours()
+
+
+def test_a_worker_that_ends_while_redis_is_away_leaves_the_end_of_its_job_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+    with services.private_redis(tmp_path, appendonly=True) as redis:
+        parts = Parts.on(redis)
+        ends = worker.Worker(parts.ledger, parts.heart, parts.equipped, Policy(("/media",)), over=over)
+
+        def publishes(*_: Any) -> Published:
+            redis.kill()
+            over.set()
+            return Published(Route("software", "software"), (), "", Timings())
+
+        monkeypatch.setattr(worker, "transcode", publishes)
+        parts.submit()
+        ends.run("a")
+        redis.start()
+        assert parts.fields()["state"] == "running"
+        assert "met a bug" not in caplog.text
 
 
 def test_the_end_of_a_job_is_told_once_redis_is_back(tmp_path: Path) -> None:

@@ -11,18 +11,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
 
-# PDEATHSIG fires when the forking thread ends and survives exec (prctl(2)); the shell then checks that the parent did
-# not die before it was set. preexec_fn would do the same and is not safe with threads.
-DYING_WITH_PARENT = (
-    *("setpriv", "--pdeathsig", "KILL", "sh", "-c"),
-    # where memory is short, ffmpeg shall be killed and not the worker; everybody may raise this (proc(5))
-    '{ echo 1000 > /proc/self/oom_score_adj; } 2> /dev/null; [ "$PPID" = "$0" ] && exec "$@"',
-)
-"""Words before a program that shall not outlive the thread that starts it; this process's id stands between them."""
-
 _MOST = 1 << 20
 _REAP_LIMIT = 5.0
 _TICK = 0.002
+
+
+def dying_with_parent(words: Sequence[str], limits: str = "", before: str = "") -> tuple[str, ...]:
+    """The words of a program that shall not outlive the thread that starts it.
+
+    `limits` are commands of the shell that stand before it, `before` a program that starts it.
+    """
+    # PDEATHSIG fires when the forking thread ends and survives exec (prctl(2)); the shell then checks that the parent
+    # did not die before it was set. preexec_fn would do the same and is not safe with threads. Where memory is short
+    # the program shall be killed and not the worker: everybody may raise its score (proc(5)).
+    shell = (
+        f'{{ echo 1000 > /proc/self/oom_score_adj; }} 2> /dev/null; {limits} [ "$PPID" = "$0" ] && exec {before} "$@"'
+    )
+    return ("setpriv", "--pdeathsig", "KILL", "sh", "-c", shell, str(os.getpid()), *words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def run(words: Sequence[str], limit: float, descriptors: Sequence[int] = ()) -> 
         OSError: setpriv (of util-linux) cannot be started. A program that cannot be is the exit code 126 or 127.
     """
     child = subprocess.Popen(
-        (*DYING_WITH_PARENT, str(os.getpid()), *words),
+        dying_with_parent(words),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

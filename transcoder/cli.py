@@ -636,6 +636,9 @@ class _Interrupt:
     def slot(self, command: Command) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def still_ours(self) -> None:
         if self.cancelled():
             raise JobCancelled("the run was interrupted")

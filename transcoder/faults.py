@@ -34,6 +34,8 @@ class FaultClass(StrEnum):
     """The source is at fault, once software says so."""
     OUTPUT = "output"
     """The place to write to is at fault: full, read-only, gone."""
+    LIMIT = "limit"
+    """The job takes more time, CPU or space than any may here: no route takes less."""
     MISMATCH = "mismatch"
     """ffmpeg said success and the output does not keep its promise."""
     CRASHED = "crashed"
@@ -82,6 +84,8 @@ def what_next(kind: FaultClass, api: str) -> Next:
     match kind:
         case FaultClass.OUTPUT | FaultClass.BLOCKED:
             return Next.LATER
+        case FaultClass.LIMIT:
+            return Next.FAIL
         case FaultClass.INPUT | FaultClass.MISMATCH | FaultClass.CAPABILITY | FaultClass.CONFIG if api == SOFTWARE:
             return Next.FAIL
         case FaultClass.TRANSIENT | FaultClass.STALLED | FaultClass.CRASHED if api == SOFTWARE:
@@ -218,6 +222,8 @@ _IN_SOFTWARE = re.compile(r"Failed setup for format")
 
 def classify(returncode: int, stderr: Sequence[str]) -> tuple[FaultClass, str]:
     """The class of a run that ended with `returncode` (negative for a signal), and the line that says it best."""
+    if limit := _limit(returncode, stderr):
+        return FaultClass.LIMIT, limit
     every = [line for line in stderr if _LEVEL.search(line)]
     errors = [line for line in every if not _NOISE.search(line)] or every
     died = returncode < 0 or returncode in (137, 139)
@@ -234,6 +240,15 @@ def classify(returncode: int, stderr: Sequence[str]) -> tuple[FaultClass, str]:
     if died:
         return FaultClass.CRASHED, f"ffmpeg died of {_ending(returncode)}"
     return _CODES.get(returncode, FaultClass.UNKNOWN), best
+
+
+def _limit(returncode: int, stderr: Sequence[str]) -> str | None:
+    """Which limit of a process was met: the kernel says so by a signal (setrlimit(2)), which ffmpeg may take."""
+    if returncode in (-25, 153):
+        return "ffmpeg wrote a file that is larger than any may be"
+    if returncode in (-24, 152) or (returncode == 255 and any("received signal 24" in line for line in stderr)):
+        return "ffmpeg took more CPU time than any job may"
+    return None
 
 
 def _rank(line: str) -> int | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from transcoder import fdinfo
-from transcoder.children import DYING_WITH_PARENT
+from transcoder.children import dying_with_parent
 from transcoder.errors import FfmpegMissing, JobCancelled
 from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.policy import Policy
@@ -66,8 +66,8 @@ def run(
         JobCancelled: `cancelled` said so.
         FfmpegMissing: it could not be started.
     """
-    argv = (words[0], *REPORTING, *words[1:])
-    child = _spawn(argv)
+    argv = (words[0], *REPORTING, "-max_alloc", str(policy.max_alloc), *words[1:])
+    child = _spawn(argv, policy)
     log, gpu = _Log(), _Gpu(device, policy.proc, child.pid) if device else None
     try:
         yield from _follow(child, log, gpu, policy, cancelled, argv)
@@ -82,10 +82,12 @@ def run(
     yield Finished(log.lines(), log.decoded, device, gpu.usage() if gpu else None)
 
 
-def _spawn(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(argv: Sequence[str], policy: Policy) -> subprocess.Popen[bytes]:
+    # the shell counts files in blocks of 512 bytes; only soft limits, so that their signals are told from others
+    limits = f"ulimit -S -t {max(1, round(policy.cpu_limit))}; ulimit -S -f {policy.max_file >> 9};"
     try:
         return subprocess.Popen(
-            (*DYING_WITH_PARENT, str(os.getpid()), *argv),
+            dying_with_parent(argv, limits, before=f"nice -n {policy.nice}"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -119,7 +121,7 @@ def _follow(
     """Read both pipes until they close; watch for cancelling and for silence."""
     assert child.stdout
     assert child.stderr
-    reader, watch = Reader(), _Watch(child.pid, policy, gpu)
+    reader, watch, began = Reader(), _Watch(child.pid, policy, gpu), monotonic()
     with selectors.DefaultSelector() as pipes:
         pipes.register(child.stdout, selectors.EVENT_READ)
         pipes.register(child.stderr, selectors.EVENT_READ)
@@ -140,6 +142,9 @@ def _follow(
                 gpu.read_when_due()
             if cancelled():
                 raise JobCancelled("the job was cancelled while encoding", "Submit it again if it is wanted after all.")
+            if monotonic() - began > policy.wall_limit:
+                told = f"ffmpeg ran for {policy.wall_limit:g} s, longer than any job may"
+                raise Fault(FaultClass.LIMIT, told, Evidence(tuple(argv), None, log.lines()))
             if silence := watch.silence():
                 raise Fault(*silence, Evidence(tuple(argv), None, log.lines()))
 

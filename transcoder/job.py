@@ -10,8 +10,9 @@ from time import monotonic, sleep
 from typing import Protocol
 
 from transcoder import ffmpeg, manifest, publish
+from transcoder.appetite import bytes_for
 from transcoder.command import Command
-from transcoder.errors import InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
+from transcoder.errors import InputRefused, InputUnreadable, NoRouteWorked, TargetUnwritable, TranscoderError
 from transcoder.events import (
     Advanced,
     Emit,
@@ -78,6 +79,13 @@ class Permit(Protocol):
         """
         ...
 
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """So many bytes of the file system where `folder` lies, for what is going to be written there.
+
+        It may raise what its own side understands where there is too little: then the job is held back.
+        """
+        ...
+
     def still_ours(self) -> None:
         """Asked at the last moment before publishing.
 
@@ -115,7 +123,11 @@ def transcode(
 
     tried: list[Tried] = []
     command: Command | None = planned.commands[0]
-    with scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held:
+    need = bytes_for(source, planned.rungs)
+    with (
+        scratch(attempt.job_id, attempt.number, planned.targets, planned.extensions) as held,
+        permit.room(held.folder, need),
+    ):
         while command:
             try:
                 with permit.slot(command):
@@ -246,6 +258,10 @@ def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderEr
         case FaultClass.BLOCKED:
             hint = "Look at the storage, and submit again once it answers."
             return InputUnreadable(f"the source {spec.source!r} could not be read: {fault.what}", hint, evidence)
+        case FaultClass.LIMIT:
+            hint = "Raise TRANSCODER_WALL_LIMIT, _CPU_LIMIT or _MAX_FILE on the workers, or ask for less."
+            what = f"the source {spec.source!r} takes more than is allowed: {fault.what}"
+            return InputRefused(what, hint, evidence)
         case FaultClass.OUTPUT:
             hint = "Make room or repair the volume, then submit again."
             return TargetUnwritable(f"the target {spec.target!r} cannot be written: {fault.what}", hint, evidence)

@@ -370,7 +370,7 @@ function operations.put_off(ask)
   if ask.queue then redis.call('HSET', job_key(ask.id), 'queue', ask.queue) end
   put_back(ask.id, ask.why)
   wait_no_more(ask.id, field(ask.id, 'queue'))
-  redis.call('HINCRBY', job_key(ask.id), 'put_off', 1)
+  if not ask.held then redis.call('HINCRBY', job_key(ask.id), 'put_off', 1) end
   redis.call('HINCRBY', job_key(ask.id), 'crashes', ask.crashes)
   redis.call('HSET', job_key(ask.id), 'again', at(now + ask.seconds))
   redis.call('ZADD', 'transcoder:later', now + ask.seconds, ask.id)
@@ -428,6 +428,16 @@ local function take_back(id, owner)
   return {id, field(id, 'attempt'), owner, lost}
 end
 
+-- jobs that were claimed by an older version, or a record that was mended by hand
+local function watch_all_that_run(count)
+  local running = state_key('running')
+  if redis.call('ZCARD', running) == redis.call('ZCARD', 'transcoder:heartbeats') then return end
+  redis.call('ZINTERSTORE', 'transcoder:heartbeats', 2, 'transcoder:heartbeats', running, 'WEIGHTS', 1, 0)
+  for _, id in ipairs(redis.call('ZRANGE', running, 0, -1)) do
+    redis.call('ZADD', 'transcoder:heartbeats', 'NX', count, id)
+  end
+end
+
 -- how many jobs wait in a queue beyond the messages that are there for them
 local function unsent(queue)
   local missing = redis.call('ZCARD', waiting_key(queue))
@@ -445,6 +455,7 @@ function operations.reap(ask)
   local resting = redis.call('SMEMBERS', 'transcoder:paused')
   if count < ask.seen or reaper and reaper ~= ask.owner then return {'ok', count, resting, 0} end
   redis.call('SET', 'transcoder:reaper', ask.owner, 'PX', ask.lease)
+  watch_all_that_run(count)
   local jobs, queues = {}, {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:heartbeats', '-inf', ask.dead, 'LIMIT', 0, AT_ONCE)) do
     local owner = field(id, 'owner')

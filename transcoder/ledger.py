@@ -469,7 +469,14 @@ class Ledger:
         Raises:
             TransitionRefused: the job is not this worker's any more.
         """
-        words = {"seconds": again.seconds, "careful": again.careful, "crashes": crashes, "why": why, "queue": queue}
+        words = {
+            "seconds": again.seconds,
+            "careful": again.careful,
+            "held": again.held,
+            "crashes": crashes,
+            "why": why,
+            "queue": queue,
+        }
         self._held(report.job_id, self._change("put_off", **_given(words), **_reported(report)))
 
     def hand_on(self, job_id: str, fence: int, queues: Sequence[str], why: str) -> str | list[Told]:

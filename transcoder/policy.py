@@ -10,7 +10,9 @@ class Policy:
     """Limits and habits that every job on this worker obeys. Times in seconds, sizes in pixels.
 
     `roots` are the folders that sources and targets must lie in. `first_frame_limit` bounds the silence before the
-    first progress, `stall_limit` the silence after it, `trial_limit` a trial of the survey. `owner` is (uid, gid) of
+    first progress, `stall_limit` the silence after it, `trial_limit` a trial of the survey. `wall_limit` and
+    `cpu_limit` bound a whole run of ffmpeg, `max_alloc` one piece of its memory and `max_file` an output in bytes;
+    `nice` is how far it stands behind the worker. `owner` is (uid, gid) of
     outputs, None to leave it. `hardware_decode` says whether a device may decode sources. `dri`, `sysfs` and `proc` are
     where devices and the kernel's words about them are.
     """
@@ -21,6 +23,11 @@ class Policy:
     probe_limit: float = 30.0
     first_frame_limit: float = 120.0
     stall_limit: float = 60.0
+    wall_limit: float = 2 * 86400.0
+    cpu_limit: float = 14 * 86400.0
+    max_alloc: int = 1 << 30
+    max_file: int = 1 << 40
+    nice: int = 5
     max_pixels: int = 8192 * 8192
     manifest_folder: str | None = None
     umask: int = 0o022

@@ -36,10 +36,11 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Try it again in so many seconds; `careful`: in software only."""
+    """Try it again in so many seconds; `careful`: in software only; `held`: nothing failed, so it is not counted."""
 
     seconds: float
     careful: bool = False
+    held: bool = False
 
 
 Then: TypeAlias = Again | Literal["fail", "quarantine"]

@@ -87,8 +87,8 @@ def scratch(job_id: str, attempt: int, targets: Sequence[str], extensions: Seque
 def abandoned(job_id: str, attempt: int, around: str) -> Generator[str]:
     """The scratch folders that earlier attempts at a job left in `around`, each removed once it was looked at.
 
-    An owner that still lives has lost the job to this attempt: its folder is renamed away under it, so that it can
-    publish nothing any more.
+    Each is renamed first: an owner that still lives has lost the job to this attempt and can publish nothing any more.
+    A free lock is no proof that it is dead, since some network file systems lock only within one host.
 
     Raises:
         TargetExists: another process is at work on this attempt or a later one.
@@ -99,7 +99,7 @@ def abandoned(job_id: str, attempt: int, around: str) -> Generator[str]:
             lock = _lock_or_none(folder)
             if lock is None and number >= attempt:
                 raise _busy(job_id)
-            ours = _taken_away(folder, attempt) if lock is None else folder
+            ours = _taken_away(folder, attempt) if number < attempt else folder
             try:
                 yield ours
             finally:
@@ -110,7 +110,7 @@ def abandoned(job_id: str, attempt: int, around: str) -> Generator[str]:
 
 def _left(around: str, job_id: str) -> list[tuple[str, int]]:
     """The scratch folders of a job with the numbers of their attempts; those taken away carry the taker's behind."""
-    pattern = re.compile(rf"\.transcoder-{re.escape(job_id)}-(\d+)(?:~\d+)?")
+    pattern = re.compile(rf"\.transcoder-{re.escape(job_id)}-(\d+)(?:~\d+)*")
     with suppress(OSError):
         found = ((name, pattern.fullmatch(name)) for name in sorted(os.listdir(around)))
         return [(os.path.join(around, name), int(match[1])) for name, match in found if match]

@@ -202,6 +202,17 @@ class Settings(BaseModel):
     trial_limit: Limit = Field(
         20.0, description="Longest time that a trial of what the machine can do may take; one that hangs is killed."
     )
+    wall_limit: Limit = Field(2 * 86400.0, description="Longest time that one run of ffmpeg may take.")
+    cpu_limit: Limit = Field(
+        14 * 86400.0, description="Most CPU time that one run of ffmpeg may take, of all its threads."
+    )
+    max_alloc: int = Field(
+        1 << 30, ge=1 << 20, le=(1 << 31) - 1, description="Most bytes of memory that ffmpeg may take in one piece."
+    )
+    max_file: int = Field(1 << 40, ge=1 << 20, description="Most bytes that one output may have.")
+    nice: int = Field(
+        5, ge=0, le=19, description="Niceness of ffmpeg beside the worker, whose heart must beat while all CPUs encode."
+    )
     max_pixels: int = Field(
         8192 * 8192, ge=1, description="Most pixels a picture of a source may have; larger ones are refused."
     )
@@ -246,6 +257,11 @@ class Settings(BaseModel):
             probe_limit=self.probe_limit,
             first_frame_limit=self.first_frame_limit,
             stall_limit=self.stall_limit,
+            wall_limit=self.wall_limit,
+            cpu_limit=self.cpu_limit,
+            max_alloc=self.max_alloc,
+            max_file=self.max_file,
+            nice=self.nice,
             max_pixels=self.max_pixels,
             manifest_folder=self.manifest_folder,
             umask=self.umask,

@@ -53,7 +53,7 @@ class Usage:
 
 def of_device(device: str, budget: float) -> Capacity:
     """A device by its address: shared by every container of this host that sees it."""
-    return Capacity(f"{_boot()}:{device}", device, budget)
+    return Capacity(f"{boot()}:{device}", device, budget)
 
 
 def of_cpus(budget: float) -> Capacity:
@@ -63,7 +63,7 @@ def of_cpus(budget: float) -> Capacity:
     """
     allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     group = next((os.stat(path).st_ino for path in _GROUPS if os.path.isdir(path)), 0)
-    return Capacity(f"{_boot()}:cpu:{hashlib.sha256(f'{group} {allowed}'.encode()).hexdigest()[:12]}", "cpu", budget)
+    return Capacity(f"{boot()}:cpu:{hashlib.sha256(f'{group} {allowed}'.encode()).hexdigest()[:12]}", "cpu", budget)
 
 
 class Slots:
@@ -165,7 +165,7 @@ class Slots:
         return answer
 
 
-def _boot() -> str:
+def boot() -> str:
     """This start of this host, which all its containers see alike."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -36,6 +36,7 @@ from transcoder.errors import (
     NoRoute,
     NoRouteWorked,
     Quarantined,
+    TargetUnwritable,
     TranscoderError,
     TransitionRefused,
     WorkersLost,
@@ -63,6 +64,7 @@ from transcoder.policy import Policy
 from transcoder.reaper import Reaper
 from transcoder.settings import Settings
 from transcoder.slots import Capacity, Slots
+from transcoder.space import Short, Space
 from transcoder.spec import JobSpec
 from transcoder.station import Post, Station
 from transcoder.survey import cpus
@@ -79,6 +81,9 @@ FRESH = 6.0
 
 DOUBTS = 4
 """Looks of the drain, one after the other, at which a job would not be done in time, before that is believed."""
+
+ROOM = 30.0
+"""Seconds, about half of it at least, before a job for which there was too little space is tried again."""
 
 TEND = 1.0
 """Seconds between two looks at the jobs that wait too long for hardware."""
@@ -140,7 +145,9 @@ def _work(chosen: Settings, post: Post) -> int:
     heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise)
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
     station = Station(post, policy, rules, changed=heart.changed)
-    share = Share(Slots(connect(chosen.broker_url)), chosen.device_budget, chosen.software_budget or PER_CPU * cpus())
+    redis = connect(chosen.broker_url)
+    budget = chosen.software_budget or PER_CPU * cpus()
+    share = Share(Slots(redis), chosen.device_budget, budget, Space(redis))
     equipped: Future[Equipment] = Future()
     looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
     reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
@@ -227,10 +234,11 @@ def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBac
 
 
 class Share:
-    """What this worker may take of its device and of its CPUs, which others take of, too."""
+    """What this worker may take of its device, its CPUs and its disks, which others take of, too."""
 
-    def __init__(self, leases: Slots, device_budget: float, software_budget: float) -> None:
+    def __init__(self, leases: Slots, device_budget: float, software_budget: float, space: Space) -> None:
         self.slots = leases
+        self.space = space
         self._device_budget = device_budget
         self._cpus = slots.of_cpus(software_budget)
 
@@ -319,11 +327,15 @@ class Worker:
             held.finish("published", result=published.as_record())
         except Elsewhere as gone:
             emit(HandedOn(placement.short(gone.queue), gone.why))
+        except Short as short:
+            self._hold(held, TargetUnwritable(str(short), "Make room; it goes on by itself."), emit)
         except (TransitionRefused, JobUnknown) as lost:
             emit(Failed(lost))
             log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
         except JobCancelled as stopped:
             self._stop(held, stopped, emit)
+        except Ended:
+            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
         except (NoRoute, NoRouteWorked) as unsuited:
             self._go_on(held, unsuited, emit)
         except TranscoderError as wrong:
@@ -335,6 +347,12 @@ class Worker:
             )
             emit(Failed(unexpected))
             held.finish("failed", error=unexpected.as_record() | {"kind": "unexpected"})
+
+    def _hold(self, held: Held, why: TargetUnwritable, emit: Emit) -> None:
+        """There is too little room for the job: it waits in its queue and takes no place meanwhile."""
+        again = retry.Again(ROOM * (0.5 + random() / 2), held=True)
+        emit(PutOff(why, again.seconds))
+        held.put_off(again, why)
 
     def _stop(self, held: Held, stopped: JobCancelled, emit: Emit) -> None:
         """The job was ended before its time: by its user, because it is another worker's, or because this one ends."""
@@ -540,6 +558,11 @@ class Held:
             json.loads(log.without_passwords(json.dumps(evidence, default=str))),
         )
 
+    def room(self, folder: str, need: int) -> AbstractContextManager[None]:
+        """Reserve space for the outputs. Raises Short where there is too little."""
+        lease = f"{self.job_id}.{self.fence}"
+        return self._equipment.share.space.room(folder, need, lease, cancelled=self.cancelled)
+
     def must_stop(self, verdict: str) -> None:
         """The ledger says that the job was 'cancelled', or that it is 'lost' to another worker."""
         self.why_stopped = verdict
@@ -694,6 +717,7 @@ class Heart:
             return
         if self._share:
             self._share.slots.renew()
+            self._share.space.renew()
         if self._station:
             self._station.tend()
         if monotonic() - self._tended < TEND:
