@@ -104,7 +104,7 @@ def outcome(asked: argparse.Namespace, arena: Arena) -> Verdict:
 
 
 def report(asked: argparse.Namespace, arena: Arena, verdict: Verdict, took: float) -> None:
-    quiet = [one for one in verdict.recoveries if one.kill.quiet]
+    quiet = [one for one in verdict.recoveries if one.was_quiet(arena.troubles)]
     rows: list[tuple[str, object]] = [
         ("jobs accepted", len(arena.accepted)),
         *sorted(verdict.states.items()),

@@ -84,12 +84,14 @@ class Kill:
     owner: str
     at: float
     kind: str
-    quiet: bool
 
 
 @dataclass
 class Arena:
-    """`accepted` are all jobs that were ever accepted, with what was ordered; `injected` counts faults by kind."""
+    """`accepted` are all jobs that were ever accepted, with what was ordered; `injected` counts faults by kind.
+
+    `troubles` are the times, of Unix, at which Redis or somebody's way to it was away.
+    """
 
     folder: Path
     gpus: gpu.Machine
@@ -102,7 +104,7 @@ class Arena:
     kills: list[Kill] = field(default_factory=list)
     codes: Counter[int] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
-    troubled_until: float = 0.0
+    troubles: list[tuple[float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.disk = self.folder / "out"
@@ -357,8 +359,7 @@ class Arena:
         return True
 
     def _fell(self, worker: Victim, kind: str, at: float | None = None) -> None:
-        quiet = time.monotonic() > self.troubled_until
-        self.kills.append(Kill(f"{worker.name}-{worker.pid}-", at or time.time(), kind, quiet))
+        self.kills.append(Kill(f"{worker.name}-{worker.pid}-", at or time.time(), kind))
 
     def _kill_child(self, blow: Blow) -> bool:
         workers = {worker.pid for worker in self.workers.values() if worker.running}
@@ -388,7 +389,7 @@ class Arena:
     def _redis_away(self, blow: Blow) -> bool:
         if not self.redis.running or not self.redis.answers():
             return False
-        self.troubled_until = time.monotonic() + blow.lasts + 10
+        self.troubles.append((time.time(), time.time() + blow.lasts))
         if blow.kind == "redis killed":
             self.redis.kill()
             self.later(blow.lasts, self.redis.start)
@@ -414,7 +415,7 @@ class Arena:
             worker.relay.cut()
         else:
             worker.relay.silence()
-        self.troubled_until = time.monotonic() + blow.lasts + 10
+        self.troubles.append((time.time(), time.time() + blow.lasts))
         self.later(blow.lasts, worker.relay.mend)
         return True
 

@@ -22,6 +22,9 @@ NO_FAULT_OF_OURS = ("NoRouteWorked", "NoRoute", "WorkersLost", "Quarantined")
 EMPTY = ("transcoder:state:queued", "transcoder:state:running", "transcoder:heartbeats", "transcoder:later")
 EMPTY_TOO = ("transcoder:aside", "transcoder:rising", "transcoder:slots:places")
 
+AFTERMATH = 6.0
+"""Seconds after an outage in which nothing is taken from anybody: a whole lease, and the time to reconnect."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
@@ -31,6 +34,10 @@ class Recovery:
     job: Status
     taken_back: float
     begun: float
+
+    def was_quiet(self, troubles: Sequence[tuple[float, float]]) -> bool:
+        """Nothing else kept it up: Redis and every way to it were whole, and had been for long enough."""
+        return not any(begin < self.kill.at + self.begun and self.kill.at < end + AFTERMATH for begin, end in troubles)
 
 
 @dataclass
