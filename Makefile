@@ -12,21 +12,21 @@ READY  := $(VENV)/.installed $(CLIP)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 TESTED := .cache/tested
-SOURCES := Makefile README.md pyproject.toml $(shell find benchmarks docs tests transcoder -type f ! -path '*/__pycache__/*')
+SOURCES := Makefile README.md pyproject.toml $(shell find benchmarks compose docker docs tests transcoder -type f ! -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all simgpu chaos check bench clean lock system
+.PHONY: help demo test test-all test-containers simgpu chaos check bench clean lock system
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
-	  printf '  make %-9s %s\n' "$$name" "$$what"; done
+	  printf '  make %-15s %s\n' "$$name" "$$what"; done
 
 demo: $(READY) ## Transcode a real clip through a private Redis and a real worker, and show the result.
 	@$(PY) -m tests.demo
 
-test test-all simgpu chaos $(TESTED): export GPU := software
+test test-all test-containers simgpu chaos $(TESTED): export GPU := software
 
 test: $(READY) ## Run every test that needs neither root nor a container engine.
 	@$(PY) -m pytest $(TOGETHER) -m 'not root and not engine'
@@ -34,6 +34,9 @@ test: $(READY) ## Run every test that needs neither root nor a container engine.
 
 test-all: $(TESTED) ## Run those that need root or a container engine too; they fail where there is none.
 	@$(PY) -m pytest $(TOGETHER) --dist loadfile -m 'root or engine'
+
+test-containers: $(READY) ## Build the images and run the Compose files on the real engine (part of test-all).
+	@$(PY) -m pytest $(TOGETHER) --dist loadfile tests/containers --ignore tests/containers/test_fresh_machine.py
 
 # What `make test` has passed is not run again before something has changed.
 $(TESTED): $(SOURCES) | $(READY)
@@ -80,6 +83,6 @@ $(CLIP): | $(VENV)/.locked
 # For maintainers: newest versions that pyproject.toml allows, for every Python that it allows.
 lock: | system
 	@'$(PYTHON)' -m venv .cache/uv && .cache/uv/bin/python -m pip install --quiet uv
-	@for lock in "requirements.lock" "requirements-dev.lock --group dev"; do set -- $$lock; out=$$1; shift; \
+	@for lock in "requirements.lock pyproject.toml" "requirements-dev.lock pyproject.toml --group dev" "requirements-build.lock --group build"; do set -- $$lock; out=$$1; shift; \
 	  .cache/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o "$$out" pyproject.toml "$$@"; done
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' -o "$$out" "$$@"; done

@@ -240,6 +240,7 @@ def devices(several: Sequence[Device], *, granted: bool = True, proc: Path | Non
         "LIBVA_DRIVERS_PATH": "/simgpu/drivers",
         "LIBVA_DRIVER_NAME": "iHD",  # the kernel's driver cannot be asked; all names are one driver
         "LIBVA_MESSAGING_LEVEL": "1",
+        "ONEVPL_PRIORITY_PATH": "/simgpu/drivers",
         "SIMGPU_CONFIG": "/simgpu/gpus",
         "TRANSCODER_SYSFS": "/simgpu/sys",
         "TRANSCODER_PROC": "/simgpu/proc",

@@ -16,7 +16,7 @@ import pytest
 from tests.values import GPU, HDR10, MODES, SOURCE, VIDEO, after, planned, source, with_gpu
 from transcoder.backends import qsv
 from transcoder.command import Command
-from transcoder.machine import Ability, Build, Entry, Machine
+from transcoder.machine import Ability, Build, Entry, Machine, Trouble
 from transcoder.media import Media
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -133,7 +133,7 @@ def test_only_intels_devices_are_tried() -> None:
     build = Build("7.1", (7, 1), frozenset(qsv.ENCODERS.values()), frozenset({"vpp_qsv"}))
     assert qsv.trials(build, GPU)
     assert qsv.trials(build, replace(GPU, vendor="0x1002")) == ()
-    assert qsv.trials(build, replace(GPU, trouble="permission denied")) == ()
+    assert qsv.trials(build, replace(GPU, trouble=Trouble("mode", "permission denied", "chmod g+rw it"))) == ()
     assert qsv.trials(build, None) == ()
     assert qsv.trials(replace(build, encoders=frozenset()), GPU) == ()
 

@@ -16,7 +16,7 @@ import pytest
 from tests.values import GPU, HDR10, MODES, PQ, SOURCE, VIDEO, after, planned, source, with_gpu
 from transcoder.backends import vaapi
 from transcoder.command import Command
-from transcoder.machine import Build, Device, Entry, Machine
+from transcoder.machine import Build, Device, Entry, Machine, Trouble
 from transcoder.media import Media
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -201,7 +201,7 @@ def test_an_encoder_that_is_not_compiled_in_is_not_tried() -> None:
 
 
 def test_a_device_that_cannot_be_opened_is_not_tried() -> None:
-    assert vaapi.trials(BUILD, replace(GPU, trouble="permission denied")) == ()
+    assert vaapi.trials(BUILD, replace(GPU, trouble=Trouble("mode", "permission denied", "chmod g+rw it"))) == ()
     assert vaapi.trials(BUILD, None) == ()
 
 

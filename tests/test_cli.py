@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests import gpu
 from tests.conftest import MakeClip
@@ -29,7 +30,7 @@ from transcoder.spec import Audio, JobSpec, Output, Video
 ROOT = Path(__file__).resolve().parent.parent
 VERBS = (
     *("run", "submit", "jobs", "status", "watch", "cancel", "retry", "quarantine", "pause", "resume"),
-    *("devices", "worker", "profiles", "schema"),
+    *("devices", "doctor", "compose", "worker", "profiles", "schema"),
 )
 SMALL = """
 description: Small and fast.
@@ -608,6 +609,49 @@ def test_a_token_makes_one_job_of_two_submits(call: Call, clip: Path) -> None:
 def test_a_submit_outside_the_media_roots_is_refused_at_once(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRANSCODER_MEDIA_ROOTS", "/media")
     assert call("submit", "/etc/passwd", "/media/out.mp4", "-p", "small").code == 4
+
+
+@pytest.fixture
+def host(gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch) -> gpu.Machine:
+    """Its GPUs are those that the command sees."""
+    monkeypatch.setenv("TRANSCODER_DRI", str(gpus.nodes))
+    monkeypatch.setenv("TRANSCODER_SYSFS", str(gpus.sysfs))
+    return gpus
+
+
+def test_compose_writes_the_overlay_for_the_gpus_of_this_host(call: Call, here: Path, host: gpu.Machine) -> None:
+    node = host.add().node
+    (host.nodes / "by-path").mkdir()
+    link = host.nodes / "by-path" / "pci-0000:00:02.0-render"
+    link.symlink_to("../renderD128")
+    done = call("compose", "-o", "mine.yaml", "--stacks", "2", "--topology", "per-stack")
+    assert (done.code, done.out) == (0, "")
+    text = (here / "mine.yaml").read_text()
+    worker = yaml.safe_load(text)["services"]["worker-gpu0"]
+    assert worker["devices"] == [f"{node}:/dev/dri/renderD128"]
+    assert worker["group_add"] == [str(node.stat().st_gid)]
+    assert worker["scale"] == 2
+    assert f"# 0000:00:02.0, Intel, 0x9a49, i915, {link}\n" in text
+    assert "-f mine.yaml up" in text
+    assert call("compose", "--stacks", "2", "--topology", "per-stack").out == text.replace("mine", "compose.gpus")
+
+
+def test_compose_replaces_a_file_only_when_it_is_told_to(call: Call, here: Path, host: gpu.Machine) -> None:
+    host.add()
+    (here / "mine.yaml").write_text("precious")
+    done = call("compose", "-o", "mine.yaml")
+    assert (done.code, (here / "mine.yaml").read_text()) == (8, "precious")
+    assert call("compose", "-o", "mine.yaml", "--overwrite").code == 0
+    assert "worker-gpu0" in (here / "mine.yaml").read_text()
+    assert call("compose", "-o", "no/such/folder.yaml").code == 9
+
+
+def test_compose_without_a_gpu_is_an_error_that_names_what_was_left_out(call: Call, host: gpu.Machine) -> None:
+    assert call("compose").code == 12
+    host.add(kernel_driver="amdgpu")
+    done = call("compose", "--api", "qsv")
+    assert done.code == 12
+    assert "QSV is Intel's" in done.err
 
 
 @pytest.mark.usefixtures("queue")

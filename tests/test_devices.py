@@ -186,7 +186,7 @@ def as_user(policy: Policy, user: int, groups: list[int]) -> list[str | None]:
             os.setgroups(groups)
             os.setgid(user)
             os.setuid(user)
-            os.write(writing, json.dumps([one.trouble for one in discover(policy)]).encode())
+            os.write(writing, json.dumps([one.trouble and str(one.trouble) for one in discover(policy)]).encode())
         finally:
             os._exit(0)
     os.close(writing)

@@ -483,13 +483,15 @@ def test_of_many_lines_the_first_and_the_last_are_kept(tmp_path: Path) -> None:
     assert stderr == (*map(str, range(1, 41)), *map(str, range(801, 1001)))
 
 
-def test_no_chatter_hides_a_complaint_or_a_count(tmp_path: Path) -> None:
+def test_no_chatter_hides_a_complaint_a_measurement_or_a_count(tmp_path: Path) -> None:
     count = "[verbose]   Input stream #3:1 (video): 5 packets read (9 bytes); 5 frames decoded; "
     complaint = "[h264 @ 0x5] [error] error while decoding MB 3 4"
-    script = f"{{ seq 1 300; echo '{count}'; echo '{complaint}'; seq 1 1000; }} >&2"
+    measured = "[ssim@m0o1 @ 0x5] [info] SSIM Y:0.99 (21.8) All:0.99 (21.8)"
+    script = f"{{ seq 1 300; echo '{count}'; echo '{complaint}'; echo '{measured}'; seq 1 1000; }} >&2"
     _, last = finished((program(tmp_path, "ffmpeg", script),))
     assert last.decoded == {(3, 1): 5}
     assert last.stderr.count(complaint) == 1
+    assert last.stderr.count(measured) == 1
 
 
 def test_of_many_complaints_the_first_and_the_last_are_kept(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from transcoder.errors import (
     TokenConflict,
     TransitionRefused,
 )
-from transcoder.ledger import FINISHED, TRANSITIONS, Claimed, Hop, Ledger, Newer, Report, Told, safe, targets_of
+from transcoder.ledger import ALIVE, FINISHED, TRANSITIONS, Claimed, Hop, Ledger, Newer, Report, Told, safe, targets_of
 from transcoder.placement import queue_name
 from transcoder.spec import SCHEMA, JobSpec, Output, Video
 
@@ -306,6 +306,27 @@ def test_jobs_are_listed_newest_first_and_by_state(ledger: Ledger) -> None:
     figures = ledger.figures()
     assert (figures.running, figures.queues[queue_name("hw.h264")].depth) == (1, 2)
     assert 0 < figures.queues[queue_name("hw.h264")].oldest < 5
+
+
+def test_a_running_job_is_stuck_when_its_worker_is_silent(ledger: Ledger, plain: redis_py.Redis) -> None:
+    for job_id in "abc":
+        submit(ledger, job_id)
+    claim(ledger, "a")
+    claim(ledger, "b")
+    assert (ledger.figures().running, ledger.figures().stuck) == (2, 0)
+    silent = float(plain.hget("transcoder:job:a", "heartbeat") or 0) - ALIVE
+    plain.hset("transcoder:job:a", "heartbeat", str(silent))
+    assert (ledger.figures().running, ledger.figures().stuck) == (2, 1)
+
+
+def test_the_workers_of_a_queue_are_those_that_live(ledger: Ledger) -> None:
+    live(ledger, "gpu", HW)
+    live(ledger, "both", HW, SOFTWARE)
+    figures = ledger.figures()
+    assert figures.workers == 2
+    assert {name: queue.workers for name, queue in figures.queues.items()} == {HW: 2, SOFTWARE: 1}
+    ledger.leave("both")
+    assert {name: queue.workers for name, queue in ledger.figures().queues.items()} == {HW: 1, SOFTWARE: 0}
 
 
 def test_a_full_redis_is_named_as_such(ledger: Ledger, plain: redis_py.Redis) -> None:

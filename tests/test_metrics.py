@@ -2,7 +2,7 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.services import LOOPBACK
-from transcoder import metrics, usage
+from transcoder import metrics, placement, usage
 from transcoder.command import Route
 from transcoder.errors import InputMissing, JobCancelled, NoRouteWorked, SettingsError
 from transcoder.events import Failed, FellBack, HandedOn, OutputFacts, Probing, Published, Started, Timings
 from transcoder.faults import FaultClass
-from transcoder.ledger import QueueFigures
-from transcoder.metrics import Endpoint, Metrics, Waiting
+from transcoder.ledger import Figures, QueueFigures
+from transcoder.metrics import Endpoint, Fleet, Metrics
 from transcoder.slots import Usage
 from transcoder.spec import JobSpec
 
@@ -39,7 +39,7 @@ def worker() -> Metrics:
     return Metrics(
         "0.1.0",
         "7.1.2",
-        lambda: {"software": QueueFigures(3, 12.5)},
+        lambda: Figures(4, 1, 2, {"transcode.schema1.software": QueueFigures(3, 12.5, 1)}),
         lambda: {"cpu": Usage(62e6, 124e6, 2)},
         lambda: {("0000:00:02.0", "h264"): True, ("0000:00:02.0", "hevc"): False},
     )
@@ -129,7 +129,7 @@ def test_a_job_that_was_handed_on_counts_as_such_and_not_as_failed(worker: Metri
     away = {"from": "vaapi", "to": "another worker", "reason": "hardware"}
     assert value(worker, "transcoder_fallbacks_total", **away) == 1
     assert value(worker, "transcoder_job_seconds_count", result="handed on") == 1
-    assert value(worker, "transcoder_job_seconds_count", result="failed") is None
+    assert value(worker, "transcoder_job_seconds_count", result="failed") == 0
     assert value(worker, "transcoder_active_jobs") == 0
 
 
@@ -183,7 +183,7 @@ def test_counters_and_only_counters_end_in_total() -> None:
 
 
 def test_a_scrape_succeeds_without_queue_figures_while_redis_is_away() -> None:
-    def away() -> Mapping[str, Waiting]:
+    def away() -> Fleet:
         raise ConnectionError("refused")
 
     worker = Metrics("0.1.0", "7.1.2", away)
@@ -245,8 +245,23 @@ def test_a_port_that_is_taken_is_an_error_of_the_setting(worker: Metrics) -> Non
 
 
 def test_the_queue_is_asked_at_every_scrape() -> None:
-    queues = {"cpu": QueueFigures(3, 12.5)}
-    worker = Metrics("0.1.0", "7.1.2", lambda: queues)
-    assert value(worker, "transcoder_queue_depth", queue="cpu") == 3
-    queues["gpu"] = QueueFigures(1, 0.5)
-    assert value(worker, "transcoder_queue_oldest_wait_seconds", queue="gpu") == 0.5
+    queues = {"transcode.schema1.software": QueueFigures(3, 12.5, 0)}
+    worker = Metrics("0.1.0", "7.1.2", lambda: Figures(4, 1, 2, queues))
+    assert value(worker, "transcoder_queue_depth", queue="software") == 3
+    assert value(worker, "transcoder_queue_workers", queue="software") == 0
+    queues["transcode.schema1.hw.av1"] = QueueFigures(1, 0.5, 2)
+    assert value(worker, "transcoder_queue_oldest_wait_seconds", queue="hw.av1") == 0.5
+    assert value(worker, "transcoder_queue_workers", queue="hw.av1") == 2
+
+
+def test_the_figures_of_all_workers_are_told_by_each(worker: Metrics) -> None:
+    assert value(worker, "transcoder_workers") == 2
+    assert value(worker, "transcoder_running_jobs") == 4
+    assert value(worker, "transcoder_stuck_jobs") == 1
+
+
+def test_what_alerts_count_is_there_before_the_first_event(worker: Metrics) -> None:
+    for result in ("published", "failed", "cancelled", "handed on"):
+        assert value(worker, "transcoder_job_seconds_count", result=result) == 0
+    for queue in placement.HARDWARE:
+        assert value(worker, "transcoder_hops_total", queue=queue, reason="unserved") == 0

@@ -20,7 +20,7 @@ import pytest
 from tests import gpu
 from tests.conftest import MakeClip
 from tests.local import children
-from tests.test_job import COMB, Seen, Site, ffmpeg
+from tests.test_job import COMB, Seen, Site, ffmpeg, turned
 from transcoder.dialect import PIXELS
 from transcoder.errors import NoRouteWorked
 from transcoder.events import Published
@@ -63,8 +63,8 @@ class Row:
 
     @property
     def modern(self) -> bool:
-        """Whether ffmpeg 5.1 lacks it: its QSV is an older one, it has no av1_vaapi, and its VP9 loses the colours."""
-        return self.api == "qsv" or self.made[0] in ("av1", "vp9")
+        """Whether ffmpeg 5.1 lacks it: its QSV is an older one, and it has no av1_vaapi."""
+        return self.api == "qsv" or self.made[0] == "av1"
 
 
 LACKING = {
@@ -287,9 +287,8 @@ def test_fields_become_whole_frames_one_for_one(gpu_site: Site, make_clip: MakeC
 
 @pytest.mark.gpu
 def test_a_turned_picture_stands_upright(gpu_site: Site, make_clip: MakeClip) -> None:
-    turned = gpu_site.file("turned.mp4")
-    ffmpeg("-i", make_clip("testsrc2=s=320x180:r=25:d=1"), "-c", "copy", "-metadata:s:v", "rotate=90", turned)
-    made = Seen(Path(gpu_site.run(turned).outputs[0].path))
+    lying = turned(make_clip("testsrc2=s=320x180:r=25:d=1"), 90, gpu_site.file("turned.mp4"))
+    made = Seen(Path(gpu_site.run(lying).outputs[0].path))
     assert made.size == (180, 320)
     assert "Display Matrix" not in made.sides()
 
@@ -324,6 +323,24 @@ def test_a_change_of_size_in_the_middle_loses_no_frame(gpu_site: Site, make_clip
     ffmpeg("-fflags", "+genpts", "-f", "concat", "-safe", "0", "-i", listed(gpu_site, parts), "-c", "copy", whole)
     published = gpu_site.run(whole, {"video": {"width": 160, "height": 90}})
     assert published.outputs[0].frames == 50
+
+
+@pytest.mark.gpu
+def test_the_pictures_of_a_transport_stream_are_compared_at_the_same_moments(
+    gpu_site: Site, make_clip: MakeClip
+) -> None:
+    scenes = [f"{scene}=s=320x180:r=25:d=2,format=yuv420p,setsar=1" for scene in ("testsrc", "smptebars", "rgbtestsrc")]
+    graph = ";".join(f"{scene}[v{number}]" for number, scene in enumerate(scenes)) + ";[v0][v1][v2]concat=n=3"
+    groups = ("-g", "50", "-keyint_min", "50", "-sc_threshold", "0")
+    source = make_clip(graph, container="ts", audio=False, extra=groups)
+    assert gpu_site.run(source, {"video": {"width": 160, "height": 90}}).outputs[0].frames == 150
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("source", ["testsrc2=s=320x180:r=25:d=0.2", "testsrc2=s=320x180:r=1:d=4"])
+def test_a_few_pictures_are_compared_before_the_last(on: OnDevice, make_clip: MakeClip, source: str) -> None:
+    published = on("with encoders only").run(make_clip(source, audio=False), acceleration=HARD)
+    assert (published.route.name, published.tried) == ("vaapi-encode", ())
 
 
 def listed(site: Site, parts: list[Path]) -> Path:

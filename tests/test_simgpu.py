@@ -625,6 +625,18 @@ class TestFailures:
         device.configure()
         device.ffmpeg(*chain(UP, small, tmp_path / "out.mp4"))
 
+    def test_a_device_that_vanished_is_there_again_when_the_same_is_written_anew(
+        self, gpus: Machine, small: Path, tmp_path: Path
+    ) -> None:
+        device, fault = gpus.add("renderD128"), {"fault.encode": "vanish at 10"}
+        device.configure(fault)
+        assert device.try_ffmpeg(*chain(UP, small, tmp_path / "out.mp4")).returncode != 0
+        few = chain(UP, small, tmp_path / "out.mp4")
+        few[-1:-1] = ["-frames:v", "5"]
+        assert device.try_ffmpeg(*few).returncode != 0
+        device.configure(fault)
+        device.ffmpeg(*few)
+
 
 def counter(device: Gpu, name: str) -> int:
     return sum(int(client[name].split()[0]) for client in device.clients() if name in client)

@@ -14,14 +14,14 @@ from transcoder.command import Route
 from transcoder.errors import NoRoute
 from transcoder.events import FellBack
 from transcoder.faults import FaultClass
-from transcoder.machine import Ability, Device, Machine, Refusal
+from transcoder.machine import Ability, Device, Machine, Refusal, Trouble
 from transcoder.placement import Serves
 from transcoder.policy import Policy
 from transcoder.station import Post, Station
 
 FIRST = Device("0000:00:02.0", "/dev/dri/renderD128")
 SECOND = Device("0000:03:00.0", "/dev/dri/renderD129")
-DENIED = replace(SECOND, trouble="permission denied: add the group render")
+DENIED = replace(SECOND, trouble=Trouble("group", "permission denied", "add the group render"))
 
 
 def proved(device: Device, *codecs: str) -> frozenset[Ability]:

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from transcoder import profiles, screen, settings, spec
-from transcoder.errors import JobCancelled, SpecError, TranscoderError
+from transcoder.errors import JobCancelled, NoRoute, SpecError, TargetExists, TargetUnwritable, TranscoderError
 from transcoder.spec import JobSpec, Output
 from transcoder.version import __version__
 
@@ -444,6 +444,68 @@ def devices(
     screen.devices_json(machine) if json else screen.devices(machine, site.dri)
 
 
+@app.command(
+    help="""Say what is wrong with this host or container for a worker, why it matters, and the line that mends it.
+
+    Looks at GPUs, drivers, ffmpeg, Redis, limits, disks, the clock and the metrics' port, with the settings, the user
+    and the groups that the worker would have. Ends with 0, 30 with a warning, 31 with a failure: docs/doctor.md.
+
+    \b
+    transcoder doctor
+    docker compose run --rm worker doctor
+    """
+)
+def doctor(json: AsJson = False) -> None:
+    from transcoder.diagnosis import exit_code, findings, worst
+    from transcoder.doctor import examine
+
+    site = settings.read()  # what is wrong with variables is among the findings
+    with screen.live(quiet=True) as live:
+        live.phase("looking")
+        found = findings(examine(site))
+    screen.findings_json(found) if json else screen.findings(found)
+    raise typer.Exit(exit_code(worst(found)))
+
+
+@app.command(
+    help="""Write the Compose overlay for the GPUs of this host: their nodes and the numbers of their groups.
+
+    It belongs beside compose/compose.yaml. `per-gpu` gives each GPU a container of its own, in which the stacks run;
+    `per-stack` gives each stack one, and those of a GPU share it; `shared` gives one GPU to the worker that is there.
+    Where there is a choice to make the file says CHOOSE.
+
+    \b
+    transcoder compose --stacks 4 -o compose/compose.gpus.yaml
+    docker run --rm --volume /dev/dri:/dev/dri:ro transcoder:0.1.0-software compose
+    """
+)
+def compose(
+    *,
+    topology: Annotated[
+        Literal["shared", "per-gpu", "per-stack"], typer.Option("--topology", help="What each container has.")
+    ] = "per-gpu",
+    stacks: Annotated[int, typer.Option("--stacks", min=1, max=1024, metavar="N", help="Jobs at a time on a GPU.")] = 1,
+    api: Annotated[Literal["vaapi", "qsv"], typer.Option("--api", help="Which of the images to take.")] = "vaapi",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write this file; stdout when left out.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from transcoder import devices, overlay
+
+    policy = _settings().policy(default_roots=(os.getcwd(),))
+    seen = [(one, devices.node(one, policy)) for one in devices.discover(policy)]
+    fit, left_out = overlay.chosen(seen, api)
+    if not fit:
+        raise NoRoute(
+            "\n  ".join((f"there is no GPU in {policy.dri} that a container could use by {api}", *left_out)),
+            "Run it on the host, or in a container with /dev/dri as a volume. Without a GPU compose.yaml is enough.",
+        )
+    name = os.path.basename(output) if output else "compose.gpus.yaml"
+    text = overlay.overlay(fit, left_out, overlay.Asked(topology, stacks, api, __version__, name))
+    _write(output, text, overwrite=overwrite) if output else print(text, end="")
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a spec.
@@ -487,6 +549,16 @@ def contained(outputs: tuple[Output, ...], target: str) -> tuple[Output, ...]:
         return outputs
     values = {name: getattr(outputs[0], name) for name in Output.model_fields}
     return (spec.validated(Output, {**values, "container": container}),)
+
+
+def _write(path: str, text: str, *, overwrite: bool) -> None:
+    try:
+        with open(path, "w" if overwrite else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise TargetExists(f"{path} is there already", "Name another file, or give --overwrite.") from None
+    except OSError as refused:
+        raise TargetUnwritable(f"{path} cannot be written: {refused.strerror}", "Name another file.") from None
 
 
 def _settings() -> Settings:

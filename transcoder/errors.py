@@ -165,7 +165,13 @@ class Quarantined(TranscoderError):
 def exit_codes() -> tuple[tuple[int, str], ...]:
     """The documented table of exit codes, in order: (code, meaning)."""
     ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}
-    fixed = {0: "success", 2: "wrong usage of the command line", 130: "interrupted (Ctrl-C)"}
+    fixed = {
+        0: "success",
+        2: "wrong usage of the command line",
+        30: "the doctor's worst finding is a warning",
+        31: "the doctor's worst finding is a failure",
+        130: "interrupted (Ctrl-C)",
+    }
     return tuple(sorted({**ours, **fixed}.items()))
 
 

@@ -26,7 +26,7 @@ REPORTING = ("-y", "-nostats", "-stats_period", "0.5", "-progress", "pipe:1", "-
 
 _TICK = 0.1
 _REAP_LIMIT = 10.0
-_HEAD, _FIRST_COMPLAINTS, _TAIL, _LINE = 40, 80, 200, 500
+_HEAD, _FIRST_COMPLAINTS, _MEASUREMENTS, _TAIL, _LINE = 40, 80, 1000, 200, 500
 
 _PATIENCE, _PATIENCE_ON_DEVICE = 5, 2
 """How many limits of silence a process is given that works and gets nowhere: in software by its CPU time, on a device
@@ -290,15 +290,15 @@ _DECODED = re.compile(r"Input stream #(\d+):(\d+) \(\w+\): .*?; (\d+) frames dec
 
 
 class _Log:
-    """ffmpeg's stderr, bounded: of the complaints and of all other lines, each for itself, the first and the last.
+    """ffmpeg's stderr, bounded: of complaints, measurements and the rest, each for itself, the first and the last.
 
-    The first lines say what it opened, the last how it ended, and no chatter can hide a complaint. `decoded` counts
-    frames by input and stream, from all lines.
+    The first lines say what it opened, the last how it ended, and no chatter can hide a complaint or what a filter has
+    measured. `decoded` counts frames by input and stream, from all lines.
     """
 
     def __init__(self) -> None:
         self.decoded: dict[tuple[int, int], int] = {}
-        self._lines, self._complaints = _Ends(_HEAD), _Ends(_FIRST_COMPLAINTS)
+        self._lines, self._complaints, self._measured = _Ends(_HEAD), _Ends(_FIRST_COMPLAINTS), _Ends(_MEASUREMENTS)
         self._number = 0
         self._rest = b""
 
@@ -311,7 +311,8 @@ class _Log:
     def lines(self) -> tuple[str, ...]:
         """What is kept, in the order in which it was said."""
         rest = [self._rest[:_LINE].decode("utf-8", "replace")] if self._rest else []
-        return (*(line for _, line in sorted([*self._lines.kept(), *self._complaints.kept()])), *rest)
+        kept = [*self._lines.kept(), *self._complaints.kept(), *self._measured.kept()]
+        return (*(line for _, line in sorted(kept)), *rest)
 
     def _keep(self, line: bytes) -> None:
         text = line[:_LINE].decode("utf-8", "replace")
@@ -319,7 +320,12 @@ class _Log:
             self.decoded[int(found[1]), int(found[2])] = int(found[3])
         if text:
             self._number += 1
-            (self._complaints if errors_in((text,)) else self._lines).keep(self._number, text)
+            self._like(text).keep(self._number, text)
+
+    def _like(self, text: str) -> _Ends:
+        if errors_in((text,)):
+            return self._complaints
+        return self._measured if " SSIM " in text else self._lines
 
 
 class _Ends:

@@ -575,14 +575,24 @@ function operations.jobs(ask)
   return answer
 end
 
+-- running jobs whose worker is not heard from; those that run are no more than all workers have places for
+local function stuck(running)
+  local count = 0
+  for _, id in ipairs(running) do
+    if now - tonumber(field(id, 'heartbeat') or 0) >= ALIVE then count = count + 1 end
+  end
+  return count
+end
+
 function operations.figures()
-  local workers = redis.call('ZCOUNT', 'transcoder:workers', now - ALIVE, '+inf')
-  local answer = {'ok', redis.call('ZCARD', state_key('running')), workers}
+  local running = redis.call('ZRANGE', state_key('running'), 0, -1)
+  local answer = {'ok', #running, stuck(running), #live_workers()}
   for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
     local oldest = redis.call('ZRANGE', waiting_key(queue), 0, 0, 'WITHSCORES')[2]
     answer[#answer + 1] = queue
     answer[#answer + 1] = redis.call('ZCARD', waiting_key(queue))
     answer[#answer + 1] = at(oldest and math.max(0, now - tonumber(oldest)) or 0)
+    answer[#answer + 1] = live(queue)
   end
   return answer
 end

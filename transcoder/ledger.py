@@ -238,17 +238,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class QueueFigures:
-    """How many jobs wait in one queue, and for how many seconds the oldest has."""
+    """How many jobs wait in one queue, for how many seconds the oldest has, and how many live workers serve it."""
 
     depth: int
     oldest: float
+    workers: int
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The whole queue at a glance: running jobs, workers heard of in the last 10 s, and what waits by queue."""
+    """The whole queue at a glance: running jobs, workers heard of in the last 10 s, and what waits by queue.
+
+    `stuck` are the running jobs whose worker was not heard of in that time.
+    """
 
     running: int
+    stuck: int
     workers: int
     queues: Mapping[str, QueueFigures] = field(default_factory=dict)
 
@@ -529,10 +534,11 @@ class Ledger:
         return [Record(job_id, _pairs(flat)) for job_id, flat in zip(found[::2], found[1::2], strict=True)]
 
     def figures(self) -> Figures:
-        """Running jobs, live workers, and the depth and oldest wait of every queue."""
-        _, running, workers, *queues = self._change("figures")
-        rows = zip(queues[::3], queues[1::3], queues[2::3], strict=True)
-        return Figures(running, workers, {name: QueueFigures(depth, float(oldest)) for name, depth, oldest in rows})
+        """Running, stuck and waiting jobs, live workers, and how it stands with every queue."""
+        _, running, stuck, workers, *queues = self._change("figures")
+        rows = zip(queues[::4], queues[1::4], queues[2::4], queues[3::4], strict=True)
+        waiting = {name: QueueFigures(depth, float(oldest), serving) for name, depth, oldest, serving in rows}
+        return Figures(running, stuck, workers, waiting)
 
     def close(self) -> None:
         """Give the connections back."""

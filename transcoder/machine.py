@@ -58,6 +58,37 @@ CODECS = tuple(coded for coded in VA_PROFILES if coded[0] != "filter")
 """(codec, depth) that devices know."""
 
 
+TroubleKind: TypeAlias = Literal[
+    "unmapped", "group", "mode", "folder mode", "cgroup", "unbound", "gone", "folder", "unopened", "no driver", "driver"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a render node cannot be used: `what` is wrong, and the line or the step that would `mend` it."""
+
+    kind: TroubleKind
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.mend}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the file system says of a render node: the number and the name of its group, its mode, its lasting link.
+
+    `product` is the PCI device (0x9a49). Each is None where it is not known.
+    """
+
+    group: int | None = None
+    group_name: str | None = None
+    mode: int | None = None
+    by_path: str | None = None
+    product: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A render node. Its `id` is its PCI address, or major:minor where it has none: node numbers change at boot.
@@ -73,7 +104,7 @@ class Device:
     driver: str | None = None
     va_driver: str | None = None
     entries: tuple[Entry, ...] | None = None
-    trouble: str | None = None
+    trouble: Trouble | None = None
 
     def listed(self, codec: str, depth: int, *entrypoints: str) -> tuple[Entry, ...]:
         """What the driver lists for a codec (a filter's is "filter") at a depth under one of these entrypoints."""

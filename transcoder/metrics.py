@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import MetricsHandler
 from prometheus_client.registry import Collector
 
+from transcoder import placement
 from transcoder.command import Route
 from transcoder.errors import JobCancelled, Quarantined, SettingsError, TranscoderError
 from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, PutOff, Started
@@ -47,6 +48,30 @@ class Waiting(Protocol):
     def oldest(self) -> float:
         """Seconds that the first of them has waited."""
 
+    @property
+    def workers(self) -> int:
+        """Live workers that serve it."""
+
+
+class Fleet(Protocol):
+    """All workers and queues at a glance, such as the ledger's figures."""
+
+    @property
+    def running(self) -> int:
+        """Jobs that run."""
+
+    @property
+    def stuck(self) -> int:
+        """Those of them whose worker is not heard from."""
+
+    @property
+    def workers(self) -> int:
+        """Live workers."""
+
+    @property
+    def queues(self) -> Mapping[str, Waiting]:
+        """Every queue, by its name on the broker."""
+
 
 class Shared(Protocol):
     """How much of a device or of the CPUs is taken, such as the slots' usage."""
@@ -64,7 +89,6 @@ class Shared(Protocol):
         """Jobs that wait for a slot there."""
 
 
-Queues: TypeAlias = Callable[[], Mapping[str, Waiting]]
 Devices: TypeAlias = Callable[[], Mapping[str, Shared]]
 Circuits: TypeAlias = Callable[[], Mapping[tuple[str, str], bool]]
 """For each device and codec: whether it is left alone."""
@@ -109,12 +133,31 @@ _DOCUMENTED = (
         "transcoder_job_seconds", "histogram", ("result",), "Seconds from taking a job off the queue to its end."
     ),
     Documented("transcoder_active_jobs", "gauge", (), "Jobs that this worker is working on."),
+    Documented(
+        "transcoder_workers",
+        "gauge",
+        (),
+        "Live workers: those that Redis heard of in the last 10 s. Absent while Redis is away.",
+    ),
+    Documented("transcoder_running_jobs", "gauge", (), "Jobs that run, on all workers. Absent while Redis is away."),
+    Documented(
+        "transcoder_stuck_jobs",
+        "gauge",
+        (),
+        "Those of them whose worker was not heard of in the last 10 s. Absent while Redis is away.",
+    ),
     Documented("transcoder_queue_depth", "gauge", ("queue",), "Jobs that wait in a queue. Absent while Redis is away."),
     Documented(
         "transcoder_queue_oldest_wait_seconds",
         "gauge",
         ("queue",),
         "How long the first of them has waited; 0 when none waits. Absent while Redis is away.",
+    ),
+    Documented(
+        "transcoder_queue_workers",
+        "gauge",
+        ("queue",),
+        "Live workers that take jobs from the queue. Absent while Redis is away.",
     ),
     Documented(
         "transcoder_hops_total",
@@ -152,6 +195,7 @@ _DOCUMENTED = (
     Documented("transcoder_build_info", "gauge", ("version", "ffmpeg"), "Always 1; the labels tell the versions."),
 )
 _MEANING = {metric.name: metric for metric in _DOCUMENTED}
+_RESULTS = ("published", "failed", "cancelled", "handed on")
 _FPS = (1, 2, 5, 10, 15, 25, 30, 50, 60, 100, 150, 250, 500, 1000, 2000)
 _RATIOS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50, 100)
 _WAITS = (0.01, 0.1, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
@@ -176,14 +220,14 @@ def documentation() -> str:
 class Metrics:
     """The metrics of one worker.
 
-    `queues`, `devices` and `circuits` are asked at every scrape and may fail, but have to answer within seconds.
+    `fleet`, `devices` and `circuits` are asked at every scrape and may fail, but have to answer within seconds.
     """
 
     def __init__(
         self,
         version: str,
         ffmpeg: str,
-        queues: Queues | None = None,
+        fleet: Callable[[], Fleet] | None = None,
         devices: Devices | None = None,
         circuits: Circuits | None = None,
     ) -> None:
@@ -205,12 +249,21 @@ class Metrics:
         self._reaped = self._counter("transcoder_reaped_jobs_total")
         self._active = self._gauge("transcoder_active_jobs")
         self._gauge("transcoder_build_info").labels(version, ffmpeg).set(1)
-        if queues:
-            self.registry.register(_Asked(lambda: _queue_figures(queues())))
+        self._begin_at_zero()
+        if fleet:
+            self.registry.register(_Asked(lambda: _fleet_figures(fleet())))
         if devices:
             self.registry.register(_Asked(lambda: _slot_figures(devices())))
         if circuits:
             self.registry.register(_Asked(lambda: _breaker_figures(circuits())))
+
+    def _begin_at_zero(self) -> None:
+        """Of a series that begins with 1 Prometheus sees no increase: alerts would miss the first of each kind."""
+        for result in _RESULTS:
+            self._seconds.labels(result)
+        for queue in placement.HARDWARE:
+            for reason in ("waited", "unserved"):
+                self._hops.labels(queue, reason)
 
     def listener(self, spec: JobSpec) -> Emit:
         """Counts one job, which is active from now until its Published or Failed."""
@@ -335,10 +388,15 @@ class _Asked(Collector):
             yield from self._ask()
 
 
-def _queue_figures(queues: Mapping[str, Waiting]) -> list[GaugeMetricFamily]:
+def _fleet_figures(fleet: Fleet) -> list[GaugeMetricFamily]:
+    queues = {(placement.short(name),): queue for name, queue in fleet.queues.items()}
     return [
-        _family("transcoder_queue_depth", {(name,): queue.depth for name, queue in queues.items()}),
-        _family("transcoder_queue_oldest_wait_seconds", {(name,): queue.oldest for name, queue in queues.items()}),
+        _family("transcoder_workers", {(): fleet.workers}),
+        _family("transcoder_running_jobs", {(): fleet.running}),
+        _family("transcoder_stuck_jobs", {(): fleet.stuck}),
+        _family("transcoder_queue_depth", {name: queue.depth for name, queue in queues.items()}),
+        _family("transcoder_queue_oldest_wait_seconds", {name: queue.oldest for name, queue in queues.items()}),
+        _family("transcoder_queue_workers", {name: queue.workers for name, queue in queues.items()}),
     ]
 
 
@@ -441,8 +499,10 @@ _INTRODUCTION = """\
 # Metrics
 
 A worker answers `/metrics` for Prometheus, and `/healthz` with 200 or 503, on the port `TRANSCODER_METRICS_PORT`
-(9464). No label takes a value that a user chose. Queue figures are the same on every worker: take their `max`, not
-their `sum`.
+(9464). No label takes a value that a user chose. The figures of the queues, of all workers and of a device that several
+use are the same on every worker: take their `max`, not their `sum`. `transcoder_job_seconds` and
+`transcoder_hops_total` are there from the start of a worker; other counters with labels appear with their first event,
+of which Prometheus' `increase` sees nothing. Alert rules and a dashboard come with [the containers](observe.md).
 
 | Metric | Kind | Labels | Meaning |
 | --- | --- | --- | --- |"""

@@ -18,12 +18,13 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One stream as its packets show it: how many, from when to when, and when its key frames are."""
+    """One stream as its packets show it: how many, from when to when, when its key frames are, when its last begins."""
 
     packets: int
     start: float
     end: float
     keys: tuple[float, ...] = ()
+    last: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

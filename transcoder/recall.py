@@ -17,7 +17,8 @@ from transcoder.proof import Verdict
 from transcoder.version import __version__
 
 _SYSTEM = (f"/usr/lib/{sys.implementation._multiarch}", "/usr/lib64", "/usr/lib")
-_LIBRARIES = ("libva.so.2", "libva-drm.so.2", "libvpl.so.2", "libmfx-gen.so.1.2", "libmfxhw64.so.1")
+_LIBRARIES = ("libva.so.2", "libva-drm.so.2", "libvpl.so.2")
+_RUNTIMES = ("libmfx-gen.so.1.2", "libmfxhw64.so.1")
 _VARIABLES = ("LIBVA_", "ONEVPL_", "AMD_DEBUG", "MESA_")
 
 
@@ -89,13 +90,24 @@ def _adapters() -> dict[type, TypeAdapter[Any]]:
     return {kind: TypeAdapter(kind) for kind in (OfSoftware, OfDevice)}
 
 
+def vpl_runtimes(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The runtimes that oneVPL's dispatcher may load, as files with their versions."""
+    named = (path for path in _vpl(environment) if os.path.basename(path).startswith(("libvpl", "libmfx")))
+    return tuple(sorted({os.path.realpath(path) for path in named if os.path.exists(path)}))
+
+
 def _runtimes(environment: Mapping[str, str]) -> Iterator[str]:
     """The files of drivers and of oneVPL's runtimes that ffmpeg may load."""
     drivers = environment.get("LIBVA_DRIVERS_PATH") or ":".join(f"{folder}/dri" for folder in _SYSTEM)
     yield from _listed(drivers, "", "_drv_video.so")
+    yield from _vpl(environment)
+    yield from (f"{folder}/{name}" for folder in _SYSTEM for name in _LIBRARIES)
+
+
+def _vpl(environment: Mapping[str, str]) -> Iterator[str]:
     for name in ("ONEVPL_PRIORITY_PATH", "ONEVPL_SEARCH_PATH"):
         yield from _listed(environment.get(name, ""), "lib", "")
-    yield from (f"{folder}/{name}" for folder in _SYSTEM for name in _LIBRARIES)
+    yield from (f"{folder}/{name}" for folder in _SYSTEM for name in _RUNTIMES)
 
 
 def _listed(folders: str, start: str, end: str) -> Iterable[str]:

@@ -18,11 +18,20 @@ from transcoder.plan import Plan
 from transcoder.policy import Policy
 
 MOMENTS = (0.05, 0.3, 0.55, 0.8, 0.95)
-"""Where to look, as parts of the duration."""
+"""Where to look, as parts of the time to the last picture: after that begins there is none, and ffmpeg 7 then fails."""
 
 LIKE = 0.35
 """The least SSIM of 64x36 grey pictures that show the same. The clips of the tests have 0.8 and more, a green or black
 picture beside one with any structure less than 0.1."""
+
+WITHOUT_INDEX = frozenset({"mpegts", "mpeg"})
+"""Formats of sources where a search ends anywhere, and pictures begin at the next key frame (libavformat/mpegts.c)."""
+
+LEAD = 5.0
+"""Seconds before a moment at which such a source is read, so that a key frame lies between."""
+
+NEAR = 0.5
+"""Seconds after a moment that its picture may come there; a later one is another picture, and is not compared."""
 
 _SSIM = re.compile(r"ssim@m(\d+)o(\d+) .*?All:([0-9.]+|nan)")
 
@@ -37,9 +46,9 @@ class Pair:
 
 
 def refuse_unlike(
-    planned: Plan, paths: Sequence[str], duration: float | None, policy: Policy, cancelled: Callable[[], bool]
+    planned: Plan, paths: Sequence[str], last: float, policy: Policy, cancelled: Callable[[], bool]
 ) -> None:
-    """Compare the outputs that have an encoded picture with the source; `duration` is that of the source in seconds.
+    """Compare the outputs that have an encoded picture with the source. `last` is when their last pictures begin, in s.
 
     Raises:
         Fault: MISMATCH, an output shows something else in two moments, or in most of those that could be compared.
@@ -48,13 +57,13 @@ def refuse_unlike(
     looked_at = [(number, rung) for number, rung in enumerate(planned.rungs) if rung.picture]
     if not looked_at:
         return
-    words = _words(planned, paths, looked_at, duration, policy)
-    finished = next(step for step in ffmpeg.run(words, policy, cancelled) if isinstance(step, ffmpeg.Finished))
-    pairs = read(finished.stderr)
+    moments = [part * last for part in MOMENTS] if last else [0.0]
+    words, said = _seen(planned, paths, looked_at, moments, policy, cancelled)
+    pairs = read(said)
     for number, rung in looked_at:
         if unlike(tuple(pair.likeness for pair in pairs if pair.output == number)):
             what = f"{rung.output.name}: the picture does not resemble the source's"
-            raise Fault(FaultClass.MISMATCH, what, Evidence(words, 0, finished.stderr))
+            raise Fault(FaultClass.MISMATCH, what, Evidence(words, 0, said))
 
 
 def read(stderr: Sequence[str]) -> tuple[Pair, ...]:
@@ -74,35 +83,64 @@ def unlike(likeness: Sequence[float]) -> bool:
     return not likeness or bad >= 2 or bad * 2 > len(likeness)
 
 
+def _seen(
+    planned: Plan,
+    paths: Sequence[str],
+    looked_at: Sequence[tuple[int, Rung]],
+    moments: Sequence[float],
+    policy: Policy,
+    cancelled: Callable[[], bool],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The command that compared these moments, and what it said.
+
+    A source may have no picture at one: it changes its size before, or no key frame is near. ffmpeg 7 then fails
+    whatever else it has seen, so that each moment is asked alone, and those that fail are left out.
+    """
+    words = _words(planned, paths, looked_at, moments, policy)
+    try:
+        return words, next(
+            step for step in ffmpeg.run(words, policy, cancelled) if isinstance(step, ffmpeg.Finished)
+        ).stderr
+    except Fault as fault:
+        if fault.evidence.returncode is None:  # it did not end by itself
+            raise
+        if len(moments) == 1:
+            return words, ()
+    alone = [_seen(planned, paths, looked_at, (moment,), policy, cancelled) for moment in moments]
+    return words, tuple(line for _, said in alone for line in said)
+
+
 def _words(
     planned: Plan,
     paths: Sequence[str],
     looked_at: Sequence[tuple[int, Rung]],
-    duration: float | None,
+    moments: Sequence[float],
     policy: Policy,
 ) -> tuple[str, ...]:
-    moments = [part * duration for part in MOMENTS] if duration else [0.0]
     stream = looked_at[0][1].source
     guarded = [word for option, value in GUARDED for word in (f"-{option}", value or "")]
     inputs: list[str] = []
     graphs: list[str] = []
+    results: list[str] = []
     for moment, seconds in enumerate(moments):
         seek = ("-threads", "1", "-ss", f"{seconds:.6f}")
+        lead = min(LEAD, seconds) if planned.source.format in WITHOUT_INDEX else 0.0
+        there = ("-threads", "1", "-ss", f"{seconds - lead:.6f}")
+        at_once = f"trim=start={lead:.6f}:duration={NEAR:g}," if lead else ""
         base = moment * (len(looked_at) + 1)
-        inputs += [*guarded, *seek, "-i", f"file:{planned.spec.source}"]
+        inputs += [*guarded, *there, "-i", f"file:{planned.spec.source}"]
         copies = "".join(f"[s{moment}x{number}]" for number, _ in looked_at)
-        graphs.append(f"[{base}:{stream.index if stream else 0}]{_FIRST},split={len(looked_at)}{copies}")
+        graph = [f"[{base}:{stream.index if stream else 0}]{at_once}{_FIRST},split={len(looked_at)}{copies}"]
         for place, (number, rung) in enumerate(looked_at):
             inputs += ["-protocol_whitelist", "file", *seek, "-i", f"file:{paths[number]}"]
             crop = f"{cropped(rung.picture.crop)}," if rung.picture and rung.picture.crop else ""
-            graphs.append(f"[s{moment}x{number}]{crop}{_SMALL}[a{moment}x{number}]")
-            graphs.append(f"[{base + 1 + place}:v:0]{_FIRST},{_SMALL}[b{moment}x{number}]")
-            graphs.append(f"[a{moment}x{number}][b{moment}x{number}]ssim@m{moment}o{number}[r{moment}x{number}]")
-    results = [f"[r{moment}x{number}]" for moment in range(len(moments)) for number, _ in looked_at]
-    return (
-        *(policy.ffmpeg, "-hide_banner", "-nostdin", *inputs, "-filter_complex", ";".join(graphs)),
-        *(*(word for result in results for word in ("-map", result)), "-f", "null", "-"),
-    )
+            graph.append(f"[s{moment}x{number}]{crop}{_SMALL}[a{moment}x{number}]")
+            graph.append(f"[{base + 1 + place}:v:0]{_FIRST},{_SMALL}[b{moment}x{number}]")
+            graph.append(f"[a{moment}x{number}][b{moment}x{number}]ssim@m{moment}o{number}[r{moment}x{number}]")
+            results += ["-map", f"[r{moment}x{number}]"]
+        # a graph each: where the source changes its size ffmpeg sets all inputs of a graph up anew, and 7.1 hangs
+        graphs += ["-filter_complex", ";".join(graph)]
+    return (policy.ffmpeg, "-hide_banner", "-nostdin", *inputs, *graphs, *results, "-f", "null", "-")
 
 
 _FIRST = "trim=end_frame=1,setpts=0"

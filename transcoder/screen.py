@@ -25,6 +25,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from transcoder.client import Status
+    from transcoder.diagnosis import Finding
     from transcoder.machine import Ability, Machine
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -249,6 +250,28 @@ def devices_json(machine: Machine) -> None:
             "refusals": [{**asdict(one.ability), "why": one.why} for one in machine.refusals],
         }
     )
+
+
+def findings(found: Sequence[Finding]) -> None:
+    """What was looked at and what was found; then what is not well, the gravest first, with why and what mends it."""
+    table(("", "about", "found"), [(one.level, one.about, one.what) for one in found])
+    ill = [one for one in found if one.level != "fine"]
+    for one in sorted(ill, key=lambda one: _GRAVITY.index(one.level)):
+        line("")
+        line(f"{one.level}: {one.what}  [{one.kind}, {one.about}]")
+        line(f"  why:  {one.why}")
+        line(f"  mend: {one.mend}")
+
+
+_GRAVITY = ("failure", "warning", "note")
+
+
+def findings_json(found: Sequence[Finding]) -> None:
+    """The same for programs."""
+    from transcoder.diagnosis import exit_code, worst
+
+    level = worst(tuple(found))
+    as_json({"worst": level, "exit_code": exit_code(level), "findings": found})
 
 
 def _proofs(machine: Machine) -> list[tuple[object, ...]]:

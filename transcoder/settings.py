@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import gettempdir
+from textwrap import fill
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -313,6 +314,21 @@ def documentation() -> str:
         for field, default in defaults.items()
     )
     return f"{_INTRODUCTION}\n{rows}\n"
+
+
+def example() -> str:
+    """The settings' part of compose/.env.example: each with its sentence, and its default as a comment."""
+    # an empty value is unset: a folder in the user's home is not the same on every machine
+    defaults = Settings(cache_folder="/").model_dump() | {"cache_folder": None}
+    return "\n".join(
+        f"{_commented(Settings.model_fields[field].description or '')}\n"
+        f"#{variable(field)}={'' if default is None else default}\n"
+        for field, default in defaults.items()
+    )
+
+
+def _commented(sentence: str) -> str:
+    return fill(sentence, 118, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
 
 
 def _text(name: str, environment: Mapping[str, str]) -> str | None:

@@ -202,7 +202,7 @@ def _chosen(machine: Machine, named: str | None) -> Device | None:
 def _nothing_proved(machine: Machine, named: str | None) -> NoRoute:
     device = machine.device(named) if named else None
     which = f"the device {named}" if named else "any device"
-    troubles = [one.trouble for one in ((device,) if device else machine.devices) if one.trouble]
+    troubles = [str(one.trouble) for one in ((device,) if device else machine.devices) if one.trouble]
     there = "" if device or not named else f": there is no such device ({_listed(machine)})"
     return NoRoute(
         f"hardware is to be served and no encoder was proved on {which}{there or _because(troubles)}",

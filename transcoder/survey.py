@@ -80,7 +80,7 @@ def try_again(machine: Machine, policy: Policy, device_id: str, codec: str | Non
     there = next((one for one in discover(policy) if one.id == device_id), None)
     before = machine.device(device_id)
     if there is None or before is None or there.trouble:
-        why = there.trouble if there and there.trouble else "the device is gone"
+        why = str(there.trouble) if there and there.trouble else "the device is gone"
         return tuple(Refusal(able, why) for able in chosen)
     trials = _trials(machine.build, replace(before, node=there.node))
     with _proving(policy) as proving:
@@ -90,8 +90,13 @@ def try_again(machine: Machine, policy: Policy, device_id: str, codec: str | Non
 def cpus() -> int:
     """How many CPUs this process may use: its affinity, cut to the cgroup's quota (v2, then v1), at least 1."""
     allowed = len(os.sched_getaffinity(0))
-    quota = _quota_v2() or _quota_v1()
-    return max(1, min(allowed, round(quota) or 1)) if quota else allowed
+    limit = quota()
+    return max(1, min(allowed, round(limit) or 1)) if limit else allowed
+
+
+def quota() -> float | None:
+    """CPUs by the cgroup's quota (v2, then v1); None without one."""
+    return _quota_v2() or _quota_v1()
 
 
 def _proving(policy: Policy) -> Proving:

@@ -86,8 +86,14 @@ def verify(
     began = monotonic()
     warnings += _decode(_parts(planned.spec, made), policy, cancelled)
     if route.api != SOFTWARE:
-        refuse_unlike(planned, paths, planned.source.duration, policy, cancelled)
+        refuse_unlike(planned, paths, _shown(made), policy, cancelled)
     return Verified(tuple(one.facts for one in made), monotonic() - began, tuple(dict.fromkeys(warnings)))
+
+
+def _shown(made: Sequence[Made]) -> float:
+    """How long after their first pictures the last ones begin, in seconds, in the output that ends first."""
+    tracks = [one.facts.track(stream.index) for one in made if (stream := one.facts.media.main_video)]
+    return min((track.last - track.start for track in tracks if track), default=0.0)
 
 
 def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool = False) -> Facts:
@@ -169,7 +175,7 @@ class _Span:
         said = float(stream.get("start_time", 0)) + float(stream.get("duration", 0))
         end = self.end if self.last_lasts else max(self.end, said)
         keys = tuple(sorted(self.keys)) if stream.get("codec_type") == "video" else ()
-        return Track(self.packets, self.start, end, keys)
+        return Track(self.packets, self.start, end, keys, self.last)
 
 
 def _read(lines: IO[bytes], cancelled: Callable[[], bool]) -> tuple[media.Json, dict[int, Track]]:

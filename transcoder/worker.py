@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -137,7 +138,7 @@ def _post(arguments: argparse.Namespace, chosen: Settings) -> Post:
 
 def _work(chosen: Settings, post: Post) -> int:
     policy = chosen.policy()
-    log.configure(chosen.log_format, chosen.log_level)
+    log.configure(chosen.log_format, chosen.log_level, sys.stdout)
     for sentence in settings.unknown():
         log.LOGGER.warning(sentence)
     owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -211,7 +212,7 @@ def _look(
     gathered = metrics.Metrics(
         __version__,
         machine.build.version,
-        lambda: {placement.short(name): figures for name, figures in ledger.figures().queues.items()},
+        ledger.figures,
         lambda: share.usage(station.told().device),
         station.circuits,
     )

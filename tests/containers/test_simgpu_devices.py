@@ -4,8 +4,6 @@ The containers are of an image made here, or of the one that SIMGPU_READY_IMAGE 
 driver is built with.
 """
 
-import hashlib
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.test_fresh_machine import FROM_OUTSIDE, docker
-from tests.gpu import Device, DeviceMachine, build_in, devices
+from tests.containers.stack import docker, simgpu_image
+from tests.gpu import Device, DeviceMachine, devices
 
-PACKAGES = """
-    ffmpeg gcc libc6-dev make pkg-config libva-dev libdrm-dev libavcodec-dev libavutil-dev libswscale-dev
-"""
-DOCKERFILE = f"""
-FROM debian:trixie-slim
-ARG {" ".join(name for name in FROM_OUTSIDE if name in os.environ) or "NOTHING"}
-RUN apt-get update && \
-    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {" ".join(PACKAGES.split())}
-"""
 USER = 12_345
 HARDENED = ["--read-only", "--network", "none", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 WIDTH, HEIGHT, RATE = 320, 192, 50  # RATE pictures a second and engine
@@ -42,22 +31,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    if ready := os.environ.get("SIMGPU_READY_IMAGE"):
-        return ready
-    name = f"simgpu-test:{hashlib.sha256(DOCKERFILE.encode()).hexdigest()[:16]}"
-    arguments = [word for name in FROM_OUTSIDE if name in os.environ for word in ("--build-arg", name)]
-    docker("build", "--quiet", "--tag", name, *arguments, "-", stdin=DOCKERFILE.encode(), timeout=500)
-    return name
-
-
-@pytest.fixture(scope="module")
-def driver(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_in(image, tmp_path_factory.mktemp("built"))
+    return simgpu_image()
 
 
 @pytest.fixture
-def machine(driver: Path, tmp_path: Path) -> DeviceMachine:
-    return DeviceMachine(tmp_path / "machine", driver)
+def machine(device_machine: DeviceMachine) -> DeviceMachine:
+    return device_machine
 
 
 @pytest.fixture

@@ -308,8 +308,8 @@ uint64_t clock_count_fault(struct device *device, int index, uint64_t hash) {
     return calls;
 }
 
-void clock_vanish(struct device *device) { device->shared->vanished = device->config.hash; }
+void clock_vanish(struct device *device) { device->shared->vanished = device->config.written; }
 
 bool clock_vanished(struct device *device) {
-    return device->shared->vanished && device->shared->vanished == device->config.hash;
+    return device->shared->vanished && device->shared->vanished == device->config.written;
 }

@@ -200,11 +200,13 @@ bool config_read(const char *path, struct config *config) {
     char text[16384];
     FILE *file = fopen(path, "re");
     if (!file) return false;
+    struct stat is = {0};
+    fstat(fileno(file), &is);
     size_t size = fread(text, 1, sizeof text - 1, file);
     fclose(file);
     text[size] = 0;
     config_default(config);
-    config->hash = hash_of(text, size);
+    config->written = (uint64_t)is.st_mtim.tv_sec * 1000000000 + (uint64_t)is.st_mtim.tv_nsec;
     char *rest = text, *line;
     while ((line = strsep(&rest, "\n"))) {
         line[strcspn(line, "#")] = 0;

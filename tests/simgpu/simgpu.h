@@ -66,7 +66,7 @@ struct config {
     struct personality is;
     struct fault faults[MAX_FAULTS];
     int fault_count;
-    uint64_t hash;
+    uint64_t written; /* nanoseconds since 1970 */
 };
 
 /* The configuration file of the node with this path; false if it has none. */

@@ -40,6 +40,15 @@ NEEDS = "a VA driver for the GPU: intel-media-va-driver (Intel) or mesa-va-drive
 
 ENCODERS = {"h264": "h264_vaapi", "hevc": "hevc_vaapi", "av1": "av1_vaapi", "vp9": "vp9_vaapi"}
 SURFACE = {8: "nv12", 10: "p010"}
+VP9_MATRICES = {
+    None: "unknown",
+    "bt709": "bt709",
+    "bt470bg": "bt601",
+    "smpte170m": "smpte170",
+    "smpte240m": "smpte240",
+    "bt2020nc": "bt2020",
+}
+"""What VP9 has a name for (its specification, 7.2.2), by ffmpeg's names for matrices."""
 WHOLE_POOL = ("extra_hw_frames", "24")
 DECODED_SURFACES = 16
 
@@ -138,15 +147,10 @@ def _turned(work: Work) -> bool:
 def _encoder(rung: Rung, machine: Machine, device: Device) -> Ability | None:
     """The proven encoder with the first rate control that keeps the promise."""
     video, picture = rung.output.video, rung.picture
-    if video is None or picture is None or (video.codec == "vp9" and picture.colour.matrix and _loses_it(machine)):
+    if video is None or picture is None or (video.codec == "vp9" and picture.colour.matrix not in VP9_MATRICES):
         return None
     proven = machine.proven(API, video.codec, picture.depth, device.id)
     return next((able for mode in _modes(video.rate) for able in proven if able.mode == mode), None)
-
-
-def _loses_it(machine: Machine) -> bool:
-    """Whether ffmpeg loses a VP9's colour matrix, which vp9_vaapi has no place for: 5.1 does, 7.1 does not."""
-    return bool(machine.build.numbers) and machine.build.numbers < (7, 1)
 
 
 def _modes(rate: Rate) -> tuple[str, ...]:
@@ -208,6 +212,7 @@ def _encoder_options(rung: Rung, machine: Machine, device: Device) -> Options:
         *key_frames(video, picture, source),
         *timing(picture, source),
         *colours(picture),
+        *_in_its_frames(video.codec, picture.colour.matrix),
         *hvc1(video.codec, rung.output.container),
     )
 
@@ -240,6 +245,11 @@ def _rate(able: Ability, rate: Rate) -> Options:
 def _references(able: Ability, source: VideoStream) -> Options:
     """VP9's reordered frames need a bitstream filter that muxers do not add; a low-power H.264 encoder has none."""
     return (("bf", "0"),) if able.codec == "vp9" or able.low_power else ()
+
+
+def _in_its_frames(codec: str, matrix: str | None) -> Options:
+    """VP9 tells its matrix in each key frame, where VA-API has no place for it (va_enc_vp9.h); players believe that."""
+    return (("bsf:v", f"vp9_metadata=color_space={VP9_MATRICES[matrix]}"),) if codec == "vp9" and matrix else ()
 
 
 def _decodes(device: Device) -> Iterator[Trial]:
