@@ -19,7 +19,9 @@ from tests.chaos import schedule
 from tests.chaos.arena import Arena, make_sources
 from tests.chaos.verdict import Verdict, judge, left_over
 
-SMALL_DISK = "8m"
+SMALL_DISK = 8 << 20
+BYTES_A_JOB = 64 << 10
+"""What a job leaves on the small disk, if it is there; the reserve of a running one is the rest."""
 APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 """Mounts of its own, for the small disk, and processes of its own: what is left behind is seen, and dies with us."""
 
@@ -69,7 +71,8 @@ def fight(asked: argparse.Namespace, folder: Path) -> bool:
     built = gpu.build(gpu.SOURCES.parent.parent / ".cache" / "simgpu")
     small = folder / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "none", str(small)], check=True)
+    size = SMALL_DISK + BYTES_A_JOB * asked.jobs
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(small)], check=True)
     with ExitStack() as stack:
         stack.callback(subprocess.run, ["umount", "--lazy", str(small)], check=True)
         redis = stack.enter_context(services.private_redis(folder / "redis", appendonly=True))
