@@ -25,7 +25,7 @@ useradd --create-home --shell /bin/bash user || useradd --create-home user
 echo 'user ALL=(ALL) NOPASSWD:ALL' >/etc/sudoers.d/user
 """
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(2300)]
 
 
 class Machine:
@@ -33,7 +33,7 @@ class Machine:
 
     def __init__(self, image: str) -> None:
         # It ends by itself, should nobody be left to end it.
-        self.container = docker("run", "--detach", "--init", "--rm", image, "sleep", "1800").strip()
+        self.container = docker("run", "--detach", "--init", "--rm", image, "sleep", "3600").strip()
 
     def run(self, user: str, command: str, timeout: float) -> str:
         environment = [word for name in FROM_OUTSIDE if name in os.environ for word in ("--env", name)]
@@ -96,6 +96,6 @@ def test_make_demo_works_and_leaves_only_its_files(machine: Machine) -> None:
 
 
 def test_make_test_passes_every_test(machine: Machine) -> None:
-    output = machine.make("test", timeout=900)
+    output = machine.make("test", timeout=2000)
     assert " passed" in output
     assert " skipped" not in output
