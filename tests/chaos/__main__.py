@@ -19,6 +19,8 @@ from tests.chaos import schedule
 from tests.chaos.arena import Arena, make_sources
 from tests.chaos.verdict import Verdict, judge, left_over
 
+REAPING = ("sh", "-c", '"$@"; exit $?', "sh")
+"""What killed workers leave behind goes to the first process, which must wait for it, as a shell does."""
 SMALL_DISK = 8 << 20
 BYTES_A_JOB = 64 << 10
 """What a job leaves on the small disk, if it is there; the reserve of a running one is the rest."""
@@ -48,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", help="where its own folder is made")
     parser.add_argument("--logs", help="folder for the workers' logs, when something is wrong")
     asked = parser.parse_args()
-    asked.faults = asked.faults or asked.jobs // 3
+    asked.faults = asked.jobs // 3 if asked.faults is None else asked.faults
     asked.within = asked.within or 120 + 3 * asked.jobs
     return asked
 
@@ -62,7 +64,7 @@ def apart(seed: int) -> int:
     if os.geteuid() != 0:
         print("chaos: it mounts a disk and needs root", file=sys.stderr)
         return 2
-    words = [*APART, sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--seed", str(seed)]
+    words = [*APART, *REAPING, sys.executable, "-m", "tests.chaos", *sys.argv[1:], "--seed", str(seed)]
     return subprocess.run(words, env={**os.environ, "CHAOS_APART": "1"}, check=False).returncode
 
 
