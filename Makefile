@@ -17,7 +17,7 @@ SOURCES := Makefile README.md pyproject.toml $(shell find benchmarks compose doc
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-containers simgpu check bench clean lock system
+.PHONY: help demo test test-all test-containers simgpu chaos check bench clean lock system
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -26,7 +26,7 @@ help:
 demo: $(READY) ## Transcode a real clip through a private Redis and a real worker, and show the result.
 	@$(PY) -m tests.demo
 
-test test-all test-containers simgpu $(TESTED): export GPU := software
+test test-all test-containers simgpu chaos $(TESTED): export GPU := software
 
 test: $(READY) ## Run every test that needs neither root nor a container engine.
 	@$(PY) -m pytest $(TOGETHER) -m 'not root and not engine'
@@ -45,6 +45,9 @@ $(TESTED): $(SOURCES) | $(READY)
 
 simgpu: $(READY) ## Build the GPU in software, and run all that is tested on it.
 	@$(PY) -m pytest $(TOGETHER) -m 'gpu and not engine'
+
+chaos: $(READY) ## Break everything at random while jobs run, as root (CHAOS='--jobs 1000 --seed 7'; a test of it is in test-all).
+	@$(PY) -m tests.chaos $(CHAOS)
 
 check: $(VENV)/.installed ## Check format, lint, types and import contracts, and run the fast tests, in seconds.
 	@$(PY) -m ruff format --check --quiet . || { echo "make check: run '$(PY) -m ruff format .'" >&2; exit 1; }

@@ -124,6 +124,7 @@ class Worker(Service):
         concurrency: int,
         settings: Mapping[str, str],
         words: Sequence[str] = (),
+        module: str = "transcoder",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
@@ -136,7 +137,7 @@ class Worker(Service):
             "PYTHONUNBUFFERED": "1",
             **settings,
         }
-        command = [sys.executable, "-m", "transcoder", "worker", "--concurrency", str(concurrency), *words]
+        command = [sys.executable, "-m", module, "worker", "--concurrency", str(concurrency), *words]
         super().__init__(command, folder / f"worker-{self.port}.log", environment)
 
     def start(self) -> None:

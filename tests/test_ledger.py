@@ -486,6 +486,19 @@ def test_a_job_is_handed_on_to_live_workers_only(ledger: Ledger, plain: redis_py
     assert ledger.tend(0) == [], "it is in software already"
 
 
+def test_a_job_that_was_handed_on_to_a_worker_that_is_gone_is_taken_by_who_is_left(
+    ledger: Ledger, plain: redis_py.Redis
+) -> None:
+    live(ledger, "one", HW)
+    live(ledger, "two", HW)
+    submit(ledger, "a", hard("a", "require"))
+    ledger.hand_on("a", claim(ledger, "a", "one").fence, [HW], "its device failed")
+    assert ledger.claim("a", "one", SCHEMA) is None
+    silence(plain, "two")
+    held = claim(ledger, "a", "one")
+    assert isinstance(ledger.hand_on("a", held.fence, [HW], "once more"), list), "and it can end as failed"
+
+
 def test_a_worker_that_leaves_a_queue_is_no_longer_counted_there(ledger: Ledger) -> None:
     submit(ledger, "a", hard("a"))
     live(ledger, "gpu", HW, SOFTWARE)
@@ -594,14 +607,19 @@ class Lives(RuleBasedStateMachine):
     @rule(target=fences, job_id=jobs, owner=OWNERS)
     def claim(self, job_id: str, owner: str) -> tuple[str, int]:
         claimed = self.ledger.claim(job_id, owner, SCHEMA)
-        free = self.states[job_id] == "queued" and owner not in self.tried[job_id]
-        assert (claimed is not None) == free, "no worker gets back what it handed on"
+        free = self.states[job_id] == "queued" and not self.is_for_another(job_id, owner)
+        assert (claimed is not None) == free, "no worker gets back what it handed on, while another may take it"
         if isinstance(claimed, Claimed):
             self.states[job_id] = "running"
             self.attempts[job_id] += 1
             self.owners[job_id] = owner
             assert claimed.fence == self.attempts[job_id]
         return job_id, self.attempts[job_id]
+
+    def is_for_another(self, job_id: str, owner: str) -> bool:
+        """It was handed on by `owner`, and somebody serves its queue who has not."""
+        queue, tried = waits_in(self.ledger, job_id), self.tried[job_id]
+        return owner in tried and any(queue in names for one, names in self.serving.items() if one not in tried)
 
     @rule(held=fences)
     def hand_back(self, held: tuple[str, int]) -> None:

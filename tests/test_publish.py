@@ -726,13 +726,14 @@ def test_an_attempt_says_that_it_is_alone_once_it_has_taken_away_what_earlier_on
     assert alone == [[]]
 
 
-def test_a_fault_after_the_job_was_lost_blames_nobody(place: Place, source: Path) -> None:
+@pytest.mark.parametrize("moment", ["Verifying", "Publishing"])
+def test_a_fault_after_the_job_was_lost_blames_nobody(place: Place, source: Path, moment: str) -> None:
     spec = place.spec(source)
     events: list[str] = []
 
     def listen(event: Event) -> None:
         events.append(type(event).__name__)
-        if events[-1] == "Verifying":
+        if events[-1] == moment:
             assert publish.recover("job", 2, (spec.target,), place.policy) is None
 
     with pytest.raises(TransitionRefused, match="took over"):

@@ -37,7 +37,7 @@ from transcoder.probe import Fingerprint, fingerprint, probe
 from transcoder.progress import Progress
 from transcoder.scratch import Scratch, scratch
 from transcoder.spec import JobSpec
-from transcoder.targets import refuse_targets
+from transcoder.targets import refuse_targets, unwritable
 from transcoder.verify import Verified, verify
 
 SHORTAGE_PAUSE = 1.0
@@ -221,11 +221,20 @@ def _encode(
 
 
 def _weighed(planned: Plan, good: Verified, held: Scratch, permit: Permit) -> tuple[OutputFacts, ...]:
-    """The verified outputs with their sizes and checksums."""
-    return tuple(
-        manifest.output(rung, facts, os.path.getsize(path), publish.sha256(path, permit.cancelled))
-        for rung, facts, path in zip(planned.rungs, good.facts, held.paths, strict=True)
-    )
+    """The verified outputs with their sizes and checksums.
+
+    Raises:
+        TransitionRefused: a later attempt took the job over.
+        TargetUnwritable: the file system does not let them be read.
+    """
+    try:
+        return tuple(
+            manifest.output(rung, facts, os.path.getsize(path), publish.sha256(path, permit.cancelled))
+            for rung, facts, path in zip(planned.rungs, good.facts, held.paths, strict=True)
+        )
+    except OSError as error:
+        held.still_there()
+        raise unwritable(held.targets[0], error) from None
 
 
 def _announce(result: Published, emit: Emit) -> Published:

@@ -236,7 +236,9 @@ function operations.claim(ask)
   -- one that only has to be brought to its end is no trouble; the others' messages come again when they are missed
   if paused(queue) and not field(id, 'cancel') then return {'none'} end
   if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
-  if has_tried(id, ask.owner) then -- it handed the job on: another shall have it, as soon as one has a place
+  -- It handed the job on: another shall have it, as soon as one has a place. Where that one is gone by now the job would
+  -- wait for nobody: then this one tries again, or says that it cannot be done.
+  if has_tried(id, ask.owner) and another_serves(id, queue) then
     redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
     return {'none'}
   end
