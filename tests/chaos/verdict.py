@@ -66,10 +66,10 @@ def left_over(arena: Arena) -> list[str]:
             ("transcoder:waiting:", "transcoder:prefer:", "transcoder:target:")
         ):
             left.append(f"{name} in Redis: {arena.plain.dump(name) and contents(arena, name)}")
-        elif name.startswith("transcoder:slots:") and name.rpartition(":")[2] in ("leases", "heard"):
+        elif name.startswith("transcoder:slots:") and name.endswith((":leases", ":heard")):
             # one that ran out counts for nobody, and goes when the next job asks for a slot
-            if held := arena.plain.zrangebyscore(name, time.time(), "+inf"):
-                left.append(f"a slot, {name}: {held}")
+            held = arena.plain.zrangebyscore(name, time.time(), "+inf")
+            left += [f"a slot, {name}: {held}"] if held else []
     return left
 
 
