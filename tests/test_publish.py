@@ -273,7 +273,7 @@ def test_every_file_is_on_disk_before_it_has_its_name_and_the_manifest_is_last(
     ladder.publish()
     made = ["fsync 0.mp4", "fsync 1.mp4", "fsync 2.mp4", "fsync intent.json", "fsync .transcoder-job-1"]
     named = ["name 1080.mp4", "name 720.mp4", "name audio.mp4", "fsync out", "name job.transcoder.json", "fsync out"]
-    assert steps == [*made, "fsync manifest.json", *named]
+    assert steps == [*made, "fsync manifest.1.json", *named]
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
@@ -897,6 +897,26 @@ def test_what_an_attempt_left_is_out_of_its_reach_before_it_is_looked_at_whateve
                     patch.setattr("shutil.rmtree", lambda *_, **__: None)
                 folders.close()
     assert (ladder.state, ladder.litter) == ("absent", [])
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["beside", "apart"])
+def test_an_attempt_that_wakes_up_with_its_manifest_half_written_writes_into_no_published_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    ladder = Ladder(tmp_path, apart=apart)
+    dump, late, written = json.dump, iter([False, True]), []
+
+    def stands_still(content: object, file: Any, **options: Any) -> None:
+        if next(late, False):  # the intent comes first, then the manifest
+            assert ladder.recover(2)
+            written.append(os.fstat(file.fileno()).st_ino)
+        dump(content, file, **options)
+
+    monkeypatch.setattr(json, "dump", stands_still)
+    with pytest.raises(TransitionRefused, match="took over"):
+        ladder.publish()
+    assert written != [ladder.manifest.stat().st_ino]
+    assert (ladder.state, ladder.litter) == ("new", [])
 
 
 def test_an_attempt_that_loses_the_job_amid_its_renames_undoes_nothing(

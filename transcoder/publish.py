@@ -126,11 +126,15 @@ def _carry_out(folder: str, intent: Json, policy: Policy) -> None:
 
 
 def _draft(folder: str, path: str) -> str:
-    """Where the manifest is written: in scratch, or beside its place where that is another folder."""
+    """Where the manifest is written: in scratch, or beside its place where that is another folder.
+
+    The name tells who has the folder, since an attempt that lost it may still hold its own draft open: what it writes
+    when it wakes up must not go into the file that became the manifest.
+    """
+    holder = folder.rpartition("-")[2]
     if os.path.dirname(path) == os.path.dirname(folder):
-        return os.path.join(folder, "manifest.json")
-    # of this folder alone: an attempt that lost its folder may still hold the draft of its own
-    return f"{path}.{folder.rpartition('-')[2]}.part"
+        return os.path.join(folder, f"manifest.{holder}.json")
+    return f"{path}.{holder}.part"
 
 
 def _remove_drafts(path: str) -> None:
