@@ -228,6 +228,20 @@ def test_while_redis_is_away_what_runs_runs_and_what_waits_waits(tmp_path: Path)
             assert second.held.wait(5)
 
 
+def test_a_slot_that_ended_while_redis_was_away_is_given_back_when_it_returns(tmp_path: Path) -> None:
+    with services.private_redis(tmp_path, appendonly=True) as server:
+        leases = on(server.url)
+        with leases.slot(GPU, 60, "first"):
+            server.stop()
+        leases.renew()
+        server.start()
+        assert leases.usage([GPU])[GPU.name].used == 60
+        leases._renewed = 0.0  # as after some seconds
+        leases.renew()
+        assert leases.usage([GPU])[GPU.name].used == 0
+        leases.close()
+
+
 def test_the_cpus_of_one_container_are_one_capacity_and_a_device_is_known_by_host_and_address() -> None:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert slots.of_cpus(5) == slots.of_cpus(5)

@@ -74,6 +74,7 @@ class Slots:
         self._script = connection.register_script(_script())
         self._lock = Lock()
         self._held: dict[str, tuple[Capacity, float]] = {}
+        self._owed: dict[str, Capacity] = {}
         self._renewed = 0.0
 
     @contextmanager
@@ -105,14 +106,24 @@ class Slots:
             self._give_back(capacity, lease)
 
     def renew(self) -> None:
-        """Say that the leases are still held; to be called several times a second, it keeps its own pace."""
+        """Say that the leases are still held, and give back those that could not be while Redis was away.
+
+        To be called several times a second; it keeps its own pace.
+        """
         now = monotonic()
         with self._lock:
             held = [(capacity.key, lease, cost) for lease, (capacity, cost) in self._held.items()]
-        if held and now - self._renewed >= _RENEWED:
-            self._renewed = now
-            with suppress(redis.RedisError, OSError):  # the next time will do
+            owed = dict(self._owed)
+        if not (held or owed) or now - self._renewed < _RENEWED:
+            return
+        self._renewed = now
+        with suppress(redis.RedisError, OSError):  # the next time will do
+            if held:
                 self._change("renew", leases=held)
+            for lease, capacity in owed.items():
+                self._change("release", place=capacity.key, lease=lease)
+                with self._lock:
+                    self._owed.pop(lease, None)
 
     def forget(self, beginning: str) -> None:
         """Give back the leases whose names begin so: their worker is gone, and those who wait need not wait for it."""
@@ -157,8 +168,11 @@ class Slots:
                 raise JobCancelled(f"the job was cancelled while it waited for {capacity.name}")
 
     def _give_back(self, capacity: Capacity, lease: str) -> None:
-        with suppress(redis.RedisError, OSError):  # it runs out by itself
+        try:
             self._change("release", place=capacity.key, lease=lease)
+        except (redis.RedisError, OSError):
+            with self._lock:
+                self._owed[lease] = capacity
 
     def _change(self, operation: str, **words: object) -> list[Any]:
         answer: list[Any] = self._script(args=[operation, json.dumps(words)])
