@@ -91,6 +91,9 @@ def tonemap(source: Colour) -> tuple[Filter, ...]:
         Filter("zscale", (("p", "bt709"),)),
         Filter("tonemap", (("tonemap", "hable"), ("desat", "0"))),
         Filter("zscale", (("t", "bt709"), ("m", "bt709"), ("r", "tv"))),
+        # what the HDR was mastered for is no longer true, and encoders of ffmpeg 7 write what they find in the frames
+        Filter("sidedata", (("mode", "delete"), ("type", "MASTERING_DISPLAY_METADATA"))),
+        Filter("sidedata", (("mode", "delete"), ("type", "CONTENT_LIGHT_LEVEL"))),
     )
 
 
