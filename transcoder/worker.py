@@ -728,7 +728,7 @@ class Heart:
             hops = self._ledger.tend(self._prefer_wait, self._rise)
         except BrokerUnavailable:
             return  # the beat has said so
-        except Exception:
+        except Exception:  # it must go on beating
             log.LOGGER.exception("the heart could not look after waiting jobs")
             return
         for hop in hops:

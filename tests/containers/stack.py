@@ -39,6 +39,7 @@ INPUTS = (
 Target = Literal["software", "vaapi", "qsv"]
 TARGETS: tuple[Target, ...] = ("software", "vaapi", "qsv")
 MIB = 1 << 20
+SOURCE, LONG = "/media/bbb.mp4", "/media/long.mp4"
 
 REDIS = """
 FROM {base}
@@ -223,6 +224,12 @@ class Stack:
         """What the worker serves on its port, which is published nowhere."""
         ask = f"from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9464{path}').read().decode())"
         return docker("exec", self.container(service), "/opt/transcoder/bin/python", "-c", ask)
+
+    def bring(self, clip: Path, *, times: int) -> None:
+        """The clip as SOURCE in the worker's volume, and as LONG so many times over."""
+        docker("cp", str(clip), f"{self.container()}:{SOURCE}")
+        longer = ["ffmpeg", "-v", "error", "-stream_loop", str(times - 1), "-i", SOURCE, "-c", "copy", LONG]
+        docker("exec", self.container(), *longer)
 
     def secrets(self) -> list[str]:
         """What nobody may see: the password for Redis, and its hash."""

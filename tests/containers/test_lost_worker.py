@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.containers import stack
-from tests.containers.stack import Stack, docker, inspect, until
+from tests.containers.stack import LONG, Stack, docker, inspect, until
 from transcoder import Client, JobSpec, Status
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
-SOURCE, LONG = "/media/bbb.mp4", "/media/long.mp4"
 STOP_GRACE = 10
 
 
@@ -20,9 +19,7 @@ STOP_GRACE = 10
 def running(software_image: str, module_folder: Path, bbb: Path) -> Iterator[Stack]:
     brief = {"TRANSCODER_GRACE": f"{STOP_GRACE - 2}s", "STOP_GRACE": f"{STOP_GRACE}s"}
     with stack.stack(module_folder, "publish", variables=brief) as up:
-        docker("cp", str(bbb), f"{up.container()}:{SOURCE}")
-        longer = ["ffmpeg", "-v", "error", "-stream_loop", "11", "-i", SOURCE, "-c", "copy", LONG]
-        docker("exec", up.container(), *longer)
+        up.bring(bbb, times=12)
         yield up
 
 

@@ -11,21 +11,16 @@ import pytest
 import redis
 
 from tests.containers import stack
-from tests.containers.stack import Stack, docker, inspect, until
+from tests.containers.stack import LONG, SOURCE, Stack, docker, inspect, until
 from transcoder import Client, JobSpec
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
-
-SOURCE = "/media/bbb.mp4"
-LONG = "/media/long.mp4"
 
 
 @pytest.fixture(scope="module")
 def running(software_image: str, module_folder: Path, bbb: Path) -> Iterator[Stack]:
     with stack.stack(module_folder, "publish") as up:
-        docker("cp", str(bbb), f"{up.container()}:{SOURCE}")
-        longer = ["ffmpeg", "-v", "error", "-stream_loop", "2", "-i", SOURCE, "-c", "copy", LONG]
-        docker("exec", up.container(), *longer)
+        up.bring(bbb, times=3)
         yield up
 
 
