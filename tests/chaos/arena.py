@@ -124,6 +124,7 @@ class Arena:
         self._starting: dict[str, float] = {}
         self._waiting: list[Order] = []
         self._finished = 0
+        self._retried: set[str] = set()
         self._unfired: list[tuple[float, Blow]] = []
 
     def _worker(self, name: str) -> Victim:
@@ -431,15 +432,18 @@ class Arena:
 
     def _client_does(self, blow: Blow) -> bool:
         states = ("running", "queued") if blow.kind == "cancel" else ("failed", "cancelled")
-        found = [job for state in states for job in self.plain.zrange(f"transcoder:state:{state}", 0, -1)]
+        there = [str(job) for state in states for job in self.plain.zrange(f"transcoder:state:{state}", 0, -1)]
+        # tried again once more, a job would meet the target that the first new one has made
+        found = [job for job in there if job not in self._retried]
         if not found:
             return False
-        chosen = str(found[int(blow.chance * len(found))])
+        chosen = found[int(blow.chance * len(found))]
         with suppress(TransitionRefused, JobUnknown):
             if blow.kind == "cancel":
                 self.client.cancel(chosen)
                 return True
             self.accepted[self.client.retry(chosen)] = self.accepted[chosen]
+            self._retried.add(chosen)
             return True
         return False
 
