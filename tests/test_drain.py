@@ -1,6 +1,7 @@
 """The orderly end: what can finish finishes, what cannot is another worker's, and the worker ends with 0 in time."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -106,6 +107,29 @@ def test_a_second_signal_hands_back_at_once(crew: Crew) -> None:
     assert first.process.wait(10) == 0, first.log()
     assert crew.client.status(job_id).state == "queued"
     assert (crew.scratch(), crew.ffmpegs()) == ([], [])
+
+
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.1])
+def test_a_worker_that_is_told_to_end_while_it_starts_ends_in_order(crew: Crew, after: float) -> None:
+    worker = services.Worker(crew.redis.url, crew.folder / "starting", [crew.folder], concurrency=1, settings={})
+    services.Service.start(worker)  # nobody waits for it
+    assert worker.process is not None
+    try:
+        while not hears(worker.pid, signal.SIGTERM):
+            time.sleep(0.002)
+        time.sleep(after)
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.process.wait(10) == 0, worker.log()
+        assert "Traceback" not in worker.log()
+        assert crew.client.workers() == []
+    finally:
+        worker.kill()
+
+
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for that signal."""
+    caught = re.search(r"SigCgt:\t(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def test_a_worker_ends_in_its_grace_time_while_redis_is_away(tmp_path: Path, make_clip: MakeClip) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ def main() -> int:
 
 def _verb(words: Sequence[str]) -> int:
     if words[:1] == ["worker"]:
+        # until Celery listens, which takes a second: it holds no job yet and has nothing to wait for
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         # past typer and rich, which would make up a quarter of a worker's start
         from transcoder.worker import main as work
 

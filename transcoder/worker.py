@@ -158,17 +158,19 @@ def _work(chosen: Settings, post: Post) -> int:
     drain.start()
     patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
     run = Worker(ledger, heart, equipped, policy, patience, drain.over).run
-    code = queue.consume(
-        chosen.broker_url,
-        run,
-        name=f"{post.name}@{owner}",
-        concurrency=post.places,
-        ready=heart.consuming,
-        served=lambda: [name for name in station.queues() if name not in reaper.paused],
-        ending=drain.told,
-    )
-    reaper.stop()
-    heart.stop()
+    try:
+        code = queue.consume(
+            chosen.broker_url,
+            run,
+            name=f"{post.name}@{owner}",
+            concurrency=post.places,
+            ready=heart.consuming,
+            served=lambda: [name for name in station.queues() if name not in reaper.paused],
+            ending=drain.told,
+        )
+    finally:
+        reaper.stop()
+        heart.stop()
     if looked.done():
         looked.result()
     if equipped.done():
