@@ -149,8 +149,10 @@ def test_what_is_wrong_outweighs_what_is_said_about_it_afterwards() -> None:
     [
         "[null @ 0x5] [error] Application provided invalid, non monotonically increasing dts to muxer: 4 >= 4",
         "x265 [error]: unable to set thread affinity for NUMA node mask",
+        "[AVHWDeviceContext @ 0x5] [error] libva: vaGetDriverNames() failed with unknown libva error",
+        "libva error: [error] libva: /dri/iHD_drv_video.so init failed",
     ],
-    ids=["time stamps that round to one", "threads that a container may not bind"],
+    ids=["time stamps that round to one", "threads that a container may not bind", "a driver's name", "a driver"],
 )
 def test_what_harms_nothing_is_no_complaint(line: str) -> None:
     assert errors_in([line]) == []

@@ -275,6 +275,8 @@ def test_what_ffmpeg_complained_of_is_a_warning(good: Run) -> None:
     said = ("[h264 @ 0x55] [error] mmco: unref short failure", "[info] fine", "[h264 @ 0x55] [error] again")
     (warning,) = replace(good, finished=ffmpeg.Finished(said, good.finished.decoded)).verified().warnings
     assert warning == "ffmpeg complained 2 times about the source, first: mmco: unref short failure"
+    (warning,) = replace(good, finished=ffmpeg.Finished(said[:1], good.finished.decoded)).verified().warnings
+    assert warning == "ffmpeg complained once about the source, first: mmco: unref short failure"
 
 
 DECODER_FAILED = (

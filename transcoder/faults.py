@@ -210,6 +210,9 @@ _NOISE = re.compile(
 )
 """What ffmpeg says after, or beside, the line that tells what is wrong."""
 
+_OF_A_DRIVER = re.compile(r"\[AVHWDeviceContext @|libva: ")
+"""What is said of a device when it is opened; where it fails the rest says so."""
+
 _LEVEL = re.compile(r"\[(?:error|fatal|panic)\] ?")
 
 
@@ -261,8 +264,9 @@ def _kind(rank: int) -> FaultClass:
 
 
 def errors_in(stderr: Sequence[str]) -> list[str]:
-    """The lines of level error and worse, without decoration."""
-    return [plain(line) for line in stderr if _LEVEL.search(line) and not _NOISE.search(line)]
+    """What ffmpeg says of the source, in lines of level error and worse, without decoration."""
+    beside = (_NOISE, _OF_A_DRIVER)
+    return [plain(line) for line in stderr if _LEVEL.search(line) and not any(one.search(line) for one in beside)]
 
 
 def harm(stderr: Sequence[str]) -> tuple[FaultClass, str] | None:

@@ -82,7 +82,8 @@ def verify(
     for one in made:
         warnings += _judge(planned, one, finished)
     if complaints := errors_in(finished.stderr):
-        warnings.append(f"ffmpeg complained {len(complaints)} times about the source, first: {complaints[0]}")
+        often = "once" if len(complaints) == 1 else f"{len(complaints)} times"
+        warnings.append(f"ffmpeg complained {often} about the source, first: {complaints[0]}")
     began = monotonic()
     warnings += _decode(_parts(planned.spec, made), policy, cancelled)
     if route.api != SOFTWARE:
