@@ -654,7 +654,8 @@ WRONG = {
 def test_what_ffmpeg_makes_is_not_believed(place: Place, clip: Path, wrong: str) -> None:
     script, kind = WRONG[wrong]
     place.policy = replace(place.policy, ffmpeg=program(place.inside, "ffmpeg", STUB + script))
-    place.refuses(place.spec(place.bring(clip)), kind)
+    error = place.refuses(place.spec(place.bring(clip)), kind)
+    assert error.evidence["argv"], "it can be repeated by pasting"
     assert stragglers(place) == []
 
 

@@ -61,7 +61,10 @@ def _evidence(error: TranscoderError) -> list[str]:
     """The failed command, to be repeated by pasting, and ffmpeg's last words."""
     argv, said = error.evidence.get("argv"), error.evidence.get("stderr")
     command = [f"  command: {shlex.join(argv)}"] if isinstance(argv, list | tuple) and argv else []
-    words = [f"  ffmpeg: {line}" for line in said[-_LINES_SHOWN:]] if isinstance(said, list | tuple) else []
+    # of a run that ended well they tell nothing of why its output was refused
+    ended_well = error.evidence.get("returncode") == 0
+    told = said[-_LINES_SHOWN:] if isinstance(said, list | tuple) and not ended_well else ()
+    words = [f"  ffmpeg: {line}" for line in told]
     return [*command, *words]
 
 

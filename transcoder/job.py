@@ -145,7 +145,7 @@ def transcode(
                 again = sum(one.route == command.route.name for one in tried)
                 next_command = following(planned.commands, command, fault.kind, stage(fault), again)
                 if next_command is None:
-                    raise _conclusion(spec, fault, tried) from fault
+                    raise _conclusion(spec, command, fault, tried) from fault
                 if next_command is command:
                     sleep(SHORTAGE_PAUSE)
                 command = next_command
@@ -242,13 +242,14 @@ def _announce(result: Published, emit: Emit) -> Published:
     return result
 
 
-def _conclusion(spec: JobSpec, fault: Fault, tried: list[Tried]) -> TranscoderError:
+def _conclusion(spec: JobSpec, command: Command, fault: Fault, tried: list[Tried]) -> TranscoderError:
     """The error that a job ends with, from the fault that ended it."""
+    ended_well = not fault.evidence.argv  # it was refused for what it made
     evidence = {
         "fault": fault.kind.value,
         "tried": [asdict(one) for one in tried],
-        "argv": list(fault.evidence.argv),
-        "returncode": fault.evidence.returncode,
+        "argv": list(command.argv() if ended_well else fault.evidence.argv),
+        "returncode": 0 if ended_well else fault.evidence.returncode,
         "stderr": list(last_words(fault.evidence.stderr, STDERR_KEPT)),
     }
     match fault.kind:
