@@ -130,7 +130,7 @@ def report(asked: argparse.Namespace, arena: Arena, verdict: Verdict, took: floa
     ]
     for name, value in rows:
         print(f"  {name:<55} {value}")
-    for slow in sorted(quiet, key=lambda one: -one.begun)[: asked.slowest]:
+    for slow in sorted(verdict.recoveries, key=lambda one: -one.begun)[: asked.slowest]:
         print(f"  slow: {slow.kill} {arena.accepted[slow.job.id]}")
         print(
             "".join(
