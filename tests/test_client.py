@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -182,6 +183,38 @@ def test_a_short_job_is_watched_whole_after_the_fact(client: Client, ledger: Led
     seen = list(client.watch(job_id))
     assert phases(seen) == ["queued", "probing", "encoding", "verifying", "publishing", "published"]
     assert [status.is_finished for status in seen] == [False] * 5 + [True]
+    assert [status.history[-1].what for status in seen] == phases(seen), "none knows what came after it"
+
+
+def test_who_watches_bears_with_a_redis_that_is_restarted(tmp_path: Path) -> None:
+    with services.private_redis(tmp_path / "redis", appendonly=True) as server:
+        client = Client(server.url)
+        seen = client.watch(client.submit(SPEC), every=0.01)
+        first = next(seen)
+        server.kill()
+
+        def comes_back() -> None:
+            server.start()
+            client.cancel(first.id)
+
+        threading.Timer(1.5, comes_back).start()
+        assert phases(list(seen)) == ["cancelled"]
+        client.close()
+
+
+def test_who_watches_learns_that_the_job_goes_on_where_redis_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transcoder.client.PATIENCE", 0.1)
+    with services.private_redis(tmp_path / "redis") as server:
+        client = Client(server.url)
+        seen = client.watch(client.submit(SPEC), every=0.01)
+        first = next(seen)
+        server.kill()
+        with pytest.raises(BrokerUnavailable) as away:
+            next(seen)
+        assert f"{first.id} was accepted and goes on: `transcoder watch {first.id}`" in away.value.next_step
+        client.close()
 
 
 def test_watching_says_nothing_while_nothing_happens(client: Client, ledger: Ledger) -> None:

@@ -720,7 +720,7 @@ class _Interrupt:
 def _interruptible() -> Iterator[_Interrupt]:
     """Ctrl-C, a plain kill and a terminal that closes end a run in order: ffmpeg is gone first, then its files."""
     permit = _Interrupt()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     before = [signal.signal(number, permit.hear) for number in signals]
     try:
         yield permit

@@ -417,7 +417,7 @@ class Ledger:
             JobCancelled: somebody did.
         """
         if self._held(job_id, self._change("hold", id=job_id, fence=str(fence))) == ["cancelled"]:
-            raise JobCancelled(f"job {job_id} was cancelled")
+            raise _cancelled(job_id)
 
     def take_targets(self, job_id: str, fence: int, paths: Sequence[str]) -> None:
         """Keep other jobs off these paths until the job is finished.
@@ -440,7 +440,7 @@ class Ledger:
             JobCancelled: it was cancelled.
         """
         if self._held(job_id, self._change("fenced", id=job_id, fence=str(fence))) == ["cancelled"]:
-            raise JobCancelled(f"job {job_id} was cancelled")
+            raise _cancelled(job_id)
 
     def finish(
         self,
@@ -513,7 +513,7 @@ class Ledger:
         Raises:
             TransitionRefused: it is finished.
         """
-        error = JobCancelled(f"job {job_id} was cancelled").as_record()
+        error = _cancelled(job_id).as_record()
         return str(self._held(job_id, self._change("cancel", id=job_id, error=json.dumps(error)))[1])
 
     def record(self, job_id: str) -> Record:
@@ -590,7 +590,13 @@ class Ledger:
                 return answer
 
 
-_STATES = dict.fromkeys(FINISHED, "It is finished, and that is final: submit it again if it shall run again.")
+_STATES = dict.fromkeys(
+    FINISHED, "It is finished, and that is final: `transcoder retry` makes a new job of what failed."
+)
+
+
+def _cancelled(job_id: str) -> JobCancelled:
+    return JobCancelled(f"job {job_id} was cancelled", f"`transcoder retry {job_id}` if it is wanted after all.")
 
 
 def safe(url: str) -> str:
@@ -712,6 +718,9 @@ def _is_a_bug(refused: Exception) -> bool:
 
 def _unavailable(url: str, refused: Exception) -> BrokerUnavailable:
     """What is wrong with Redis, in words that say what to mend."""
+    if "DB index" in str(refused):
+        which = "The number at the end of TRANSCODER_BROKER_URL is to be lower than Redis' `databases`."
+        return BrokerUnavailable(f"Redis at {safe(url)} has no such database: {refused}", which)
     what, next_step = next(words for kind, words in _TROUBLES if isinstance(refused, kind))
     return BrokerUnavailable(f"Redis at {safe(url)} {what.format(refused)}", next_step)
 

@@ -557,7 +557,7 @@ class Held:
         evidence = {**wrong.evidence, "source": self._source, "worker": asdict(told), "crashes": deaths}
         return Quarantined(
             f"ffmpeg died {deaths} times on {self.asked.source!r}, in software too: {wrong.what}",
-            "`transcoder status ID --json` has the evidence; `transcoder retry ID` tries it again.",
+            f"`transcoder status {self.job_id} --json` has the evidence; `transcoder retry {self.job_id}` tries again.",
             json.loads(log.without_passwords(json.dumps(evidence, default=str))),
         )
 
