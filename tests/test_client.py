@@ -71,9 +71,9 @@ def test_the_status_of_a_waiting_job_says_what_it_waits_for(client: Client, ledg
     assert JobSpec.model_validate(status.spec) == SPEC
     assert abs(status.created - time.time()) < 5
     assert status.queue == "hw.h264"
-    assert status.waiting_for == "a worker that serves hw.h264: no worker is running"
+    assert status.waiting_for == "a worker that serves hw.h264 or software: no worker is running"
     ledger.beat("somebody", [], Told(queues=(queue_name("hw.av1"),)))
-    assert client.status(job_id).waiting_for == "a worker that serves hw.h264: none of 1 live worker does"
+    assert client.status(job_id).waiting_for == "a worker that serves hw.h264 or software: none of 1 live worker does"
     for name in ("somebody", "another"):
         ledger.beat(name, [], Told(queues=(queue_name("hw.h264"),)))
     client.submit(SPEC.model_copy(update={"target": "/media/other.mp4"}))

@@ -297,7 +297,8 @@ def _queued_for(record: Record) -> str:
     if record.serving:
         return f"a free place on a worker that serves {ability} ({record.serving} live, {others} waiting){hop}"
     none = f"none of {_count(record.workers, 'live worker')} does" if record.workers else "no worker is running"
-    return f"a worker that serves {ability}: {none}{hop}"
+    software = f" or {SOFTWARE}" if record.fields.get("policy") == "prefer" and ability != SOFTWARE else ""
+    return f"a worker that serves {ability}{software}: {none}{hop}"
 
 
 def _count(number: int, what: str) -> str:
