@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from transcoder.bench.analysis import Analysis, Contrast
+    from transcoder.bench.result import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,8 +110,74 @@ def topology(
         pilot=pilot,
         options=tuple(run_option or ()),
     )
-    with display() as show:
+    with _keeping(path), display() as show:
         result = runner.topology(asked, path, show)
-    if json:
-        screen.as_json(result)
+    screen.as_json(result) if json else _conclude(result, path)
+
+
+@contextmanager
+def _keeping(path: str) -> Iterator[None]:
+    """Whatever ends a benchmark: what was measured is in its file, and is shown."""
+    from transcoder.bench.result import Result
+
+    try:
+        yield
+    except BaseException:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                _conclude(Result.model_validate_json(file.read()), path)
+        raise
+
+
+def _conclude(result: Result, path: str) -> None:
+    """The verdict, the cells, what makes it doubtful, and where all of it is."""
+    from transcoder import screen
+    from transcoder.bench.analysis import analyse
+
+    found = analyse(result)
+    screen.line(found.headline)
+    columns = (
+        "containers × stacks",
+        "fps [least–most]",
+        "ratio (90 %)",
+        "verdict",
+        "CPU s/1,000",
+        "p95 s",
+        "MiB",
+        "start s",
+        "lost",
+    )
+    screen.table(columns, [*_again(found), *_rows(found)])
+    for sentence in (*found.troubles, *result.notes):
+        screen.line(f"note: {sentence}")
     screen.line(path)
+
+
+def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
+    ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
+    for row in found.rows:
+        yield (
+            row.cell.name,
+            f"{row.fps[1]:.3g} [{row.fps[0]:.3g}–{row.fps[2]:.3g}]",
+            *_ratio(ratios.get(row.cell)),
+            f"{row.cpu:.3g}",
+            f"{row.latency95:.3g}",
+            f"{row.pss / (1 << 20):.0f}",
+            f"{row.start:.2f}",
+            "" if row.lost is None else str(row.lost),
+        )
+
+
+def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
+    """The reference against itself: what differs here is noise."""
+    for one in found.contrasts:
+        if one.again and one.metric == "fps":
+            yield (f"{one.cell.name} against itself", "", *_ratio(one), "", "", "", "", "")
+
+
+def _ratio(contrast: Contrast | None) -> tuple[str, str]:
+    if contrast is None:
+        return "1", "the reference"
+    if contrast.ratio is None:
+        return "", contrast.verdict
+    return f"{contrast.ratio.value:.3f} ({contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f})", contrast.verdict
