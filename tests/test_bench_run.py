@@ -1,5 +1,6 @@
 """The topology benchmark without containers: real ffmpeg, agents as processes, short runs, and every way to end it."""
 
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from tests import gpu
 from tests.conftest import MakeClip
-from transcoder.bench import engines, rig, runner
+from transcoder.bench import engines, janitor, rig, runner
 from transcoder.bench.display import display
 from transcoder.bench.engines import Container, Granted, granted
 from transcoder.bench.result import Cell, Result
@@ -215,6 +216,20 @@ def test_what_a_killed_janitor_left_goes_when_the_next_one_starts(start: Callabl
     killed.process.wait()
     start().until("planning")
     until(lambda: not killed.left())
+
+
+def test_a_benchmark_that_runs_keeps_what_it_has_however_old(tmp_path: Path) -> None:
+    folder, root = tmp_path / "transcoder-bench-b1", tmp_path / "transcoder-bench-b1-root"
+    folder.mkdir()
+    root.mkdir()
+    os.utime(root, (0, 0))
+    with (folder / janitor.LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        janitor.sweep("", [str(tmp_path)])
+        assert folder.exists()
+        assert root.exists()
+    janitor.sweep("", [str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 class TestAgent:
