@@ -216,6 +216,19 @@ def test_ctrl_c_and_a_plain_kill_keep_what_was_measured_and_show_it(
     assert not benchmark.left()
 
 
+def test_what_other_programs_took_of_the_cpus_is_noted(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        words = command(*SHORT, "--budget", "1", "--pilot", "1", "--clip", clip, "--out", out)
+        subprocess.run(words, capture_output=True, timeout=100, check=True)
+    finally:
+        for one in others:
+            one.kill()
+            one.wait()
+    assert any("of the CPUs meanwhile" in note for note in Result.model_validate_json(out.read_text()).notes)
+
+
 def test_what_a_killed_janitor_left_goes_when_the_next_one_starts(start: Callable[..., Benchmark]) -> None:
     killed = start()
     killed.until("block 1")
@@ -333,6 +346,7 @@ def test_a_simulated_device_is_not_measured_while_the_cpus_are_busy(
     [
         (("--engine", "podman"), 21, "podman"),
         (("--engine", "processes", "--accel", "vaapi"), 12, "/nowhere"),
+        (("--engine", "processes", "--profile", "gpu"), 12, "/nowhere"),
         (("--engine", "processes", "--accel", "software", "--clip", "/nowhere/film.mp4"), 5, "/nowhere/film.mp4"),
         (("--engine", "processes", "--out", "/nowhere/result.json"), 9, "/nowhere"),
         (("--stacks", "2,x"), 2, "--stacks"),
