@@ -1,0 +1,176 @@
+"""The verbs of `transcoder bench`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from transcoder.bench.analysis import Analysis, Contrast
+    from transcoder.bench.result import Result
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Measure on this machine how stacks are best packed into containers.",
+)
+
+
+@app.callback()
+def _every() -> None:
+    """Keeps `topology` a verb of its own, however few there are."""
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Several numbers of stacks."""
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise typer.BadParameter("numbers from 1, with commas between: 2,4", param_hint="--stacks")
+    return found
+
+
+@app.command(
+    help="""Measure whether it matters how stacks are packed into containers: bare, all in one, one in each.
+
+    Every cell runs the same bytes: bare cells the image's own root file system (as root). Blocks are shuffled, the
+    reference is in each one twice, and the answer is one of equivalent, different and inconclusive. Ctrl-C keeps what
+    was measured. `quick` takes 3 minutes, `full` and `gpu` about 25.
+
+    \b
+    transcoder bench topology
+    transcoder bench topology --profile gpu --accel vaapi
+    transcoder bench topology --profile full --stacks 2,4 --clip film.mp4
+    """
+)
+def topology(
+    *,
+    profile: Annotated[
+        Literal["quick", "full", "gpu"], typer.Option("--profile", help="How much is measured.")
+    ] = "quick",
+    stacks: Annotated[
+        str | None, typer.Option("--stacks", metavar="N,N", help="How many stacks run together; by the profile.")
+    ] = None,
+    accel: Annotated[
+        Literal["vaapi", "qsv", "software", "auto"],
+        typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one, and for `gpu`."),
+    ] = "auto",
+    engine: Annotated[
+        Literal["docker", "podman", "processes"],
+        typer.Option("--engine", help="What runs containers; `processes` does without any."),
+    ] = "docker",
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="IMAGE", help="The image of all cells; this version's by default.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="FILE", help="What is transcoded; made on the spot by default.")
+    ] = None,
+    height: Annotated[int, typer.Option("--height", min=16, max=16384, help="Lines of the output, at most.")] = 720,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the order in the blocks.")] = 1,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="The result; UTC-topology.json here by default.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=1, metavar="SECONDS", help="How long it may take; by the profile.")
+    ] = None,
+    run_option: Annotated[
+        list[str] | None,
+        typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.1, metavar="S", help="How long one run is; by the profile.")
+    ] = None,
+    pilot: Annotated[int, typer.Option("--pilot", min=1, metavar="N", help="Blocks of the pilot.")] = 8,
+    worker: Annotated[
+        bool | None,
+        typer.Option("--worker/--no-worker", help="Cells with the product's whole path: queue, worker, verification."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
+) -> None:
+    from transcoder import screen
+    from transcoder.bench import runner
+    from transcoder.bench.display import display
+
+    path = out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-topology.json"
+    asked = runner.Asked(
+        profile=profile,
+        stacks=_numbers(stacks) if stacks else None,
+        accel=accel,
+        engine=engine,
+        image=image,
+        clip=clip and os.path.abspath(clip),
+        height=height,
+        seed=seed,
+        budget=budget,
+        seconds=seconds,
+        pilot=pilot,
+        options=tuple(run_option or ()),
+        worker=worker,
+    )
+    with _keeping(path), display() as show:
+        result = runner.topology(asked, path, show)
+    screen.as_json(result) if json else _conclude(result, path)
+
+
+@contextmanager
+def _keeping(path: str) -> Iterator[None]:
+    """Whatever ends a benchmark: what was measured is in its file, and is shown."""
+    from transcoder.bench.result import Result
+
+    try:
+        yield
+    except BaseException:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                _conclude(Result.model_validate_json(file.read()), path)
+        raise
+
+
+def _conclude(result: Result, path: str) -> None:
+    """The verdict, the cells, what makes it doubtful, and where all of it is."""
+    from transcoder import screen
+    from transcoder.bench.analysis import analyse
+
+    found = analyse(result)
+    screen.line(found.headline)
+    screen.table(_COLUMNS, [*_again(found), *_rows(found)])
+    for sentence in (*found.troubles, *result.notes):
+        screen.line(f"note: {sentence}")
+    screen.line(path)
+
+
+_COLUMNS = ("cell", "fps", "ratio", "90 % interval", "verdict", "CPU s/1,000", "p95 s", "MiB")
+
+
+def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
+    ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
+    for row in found.rows:
+        measured = (f"{row.cpu:.3g}", f"{row.latency95:.3g}", f"{row.pss / (1 << 20):.0f}")
+        yield (row.cell.name, f"{row.fps[1]:.3g}", *_ratio(ratios.get(row.cell)), *measured)
+
+
+def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
+    """The reference against itself: what differs here is noise."""
+    for one in found.contrasts:
+        if one.again and one.metric == "fps":
+            yield (f"{one.cell.name} again", "", *_ratio(one), "", "", "")
+
+
+def _ratio(contrast: Contrast | None) -> tuple[str, str, str]:
+    if contrast is None:
+        return "1", "", "reference"
+    if contrast.ratio is None:
+        return "", "", contrast.verdict
+    return (
+        f"{contrast.ratio.value:.3f}",
+        f"{contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f}",
+        contrast.verdict,
+    )
