@@ -162,6 +162,13 @@ class Quarantined(TranscoderError):
     summary = "ffmpeg died again and again on the source, which rests in quarantine"
 
 
+class ResultUnusable(TranscoderError):
+    """A benchmark's result that cannot be read (no result, another schema version) or compared (other work)."""
+
+    exit_code = 25
+    summary = "a benchmark's result cannot be read, or not compared with the other"
+
+
 def exit_codes() -> tuple[tuple[int, str], ...]:
     """The documented table of exit codes, in order: (code, meaning)."""
     ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}
