@@ -250,7 +250,8 @@ def _noise(contrasts: Sequence[Contrast], margin: float, device: str) -> list[Bl
         return []
     caption = (
         "The reference against itself (A/A) is the noise floor: what a ratio shows where nothing differs. Drift is "
-        f"how much a ratio changed from the first block to the last, spread is the standard deviation of one block. {device}"
+        "how much a ratio changed from the first block to the last, spread is the standard deviation of one block. "
+        f"{device}"
     )
     columns = ("cell", "metric", "ratio", "90 % interval", "spread of a block", "drift")
     order = sorted(contrasts, key=lambda one: not one.again)
