@@ -12,7 +12,7 @@ from typing import Final
 
 from transcoder.bench.analysis import Analysis, Contrast, Estimate, Metric, Row, Verdict
 from transcoder.bench.document import Block, Bullets, Document, Heading, Paragraph, Table
-from transcoder.bench.plots import Curve, Interval, difference, figures
+from transcoder.bench.plots import Curve, Interval, brief, difference, figures
 from transcoder.bench.report import (
     LIMITS,
     MEASURES,
@@ -51,7 +51,7 @@ class Shift:
 
 def compare(a: Side, b: Side) -> Document:
     """B against A as a document. Raises ResultUnusable where they did not measure the same."""
-    refuse_unlike(a, b)
+    refuse_unlike((a.name, a.result), (b.name, b.result))
     blocks: list[Block] = [*_warnings(a, b), _differences(a, b)]
     if a.result.kind == "density":
         return Document(_density_verdict(a, b), (*blocks, *_densities(a, b)))
@@ -59,18 +59,19 @@ def compare(a: Side, b: Side) -> Document:
     return Document(_verdict(found, a, b), (*blocks, *_ratios(found, a, b), *_absolute(a, b)))
 
 
-def refuse_unlike(a: Side, b: Side) -> None:
-    """Raise ResultUnusable with the reason where the two cannot be compared."""
-    if a.result.kind != b.result.kind:
+def refuse_unlike(a: tuple[str, Result], b: tuple[str, Result]) -> None:
+    """Raise ResultUnusable with the reason where the two, each with its name, cannot be compared."""
+    (name_a, in_a), (name_b, in_b) = a, b
+    if in_a.kind != in_b.kind:
         raise ResultUnusable(
-            f"{a.name} is a {a.result.kind} result and {b.name} a {b.result.kind} result",
+            f"{name_a} is a {in_a.kind} result and {name_b} a {in_b.kind} result",
             "Compare two results of the same kind.",
         )
     for attribute, word in _MUST_AGREE.items():
-        in_a, in_b = getattr(a.result.workload, attribute), getattr(b.result.workload, attribute)
-        if in_a != in_b:
+        of_a, of_b = getattr(in_a.workload, attribute), getattr(in_b.workload, attribute)
+        if of_a != of_b:
             raise ResultUnusable(
-                f"the {word} differs: {in_a} in {a.name}, {in_b} in {b.name}",
+                f"the {word} differs: {of_a} in {name_a}, {of_b} in {name_b}",
                 "Other work takes other time: compare results of the same clip, codec and acceleration.",
             )
 
@@ -121,7 +122,7 @@ def _key(contrast: Contrast) -> tuple[Cell, Cell, Metric]:
 def _verdict(found: tuple[Shift, ...], a: Side, b: Side) -> str:
     if not found:
         return f"{b.name} against {a.name}: no ratio that both have with three blocks or more; nothing can be said."
-    margin = figures(max(a.result.design.margin, b.result.design.margin) * 100)
+    margin = brief(max(a.result.design.margin, b.result.design.margin) * 100)
     of = [shift for shift in found if shift.metric == "fps"] or list(found)
     counts = {verdict: sum(shift.verdict == verdict for shift in of) for verdict in ("equivalent", "different")}
     rest = len(of) - sum(counts.values())
@@ -175,12 +176,12 @@ def _facts(result: Result) -> dict[str, str]:
         "device": f"{result.device.kind} {result.device.name} {result.device.address}".strip(),
         **environment(result),
         "begun": result.made,
-        "pictures": f"{work.width}×{work.height}, {work.frames} frames, {figures(work.frame_rate)} per second",
+        "pictures": f"{work.width}×{work.height}, {work.frames} frames, {brief(work.frame_rate)} per second",
         "ffmpeg's words": " ".join(work.argv),
         "profile": design.profile,
         "engine": design.engine,
         "seed": str(design.seed),
-        "margin": f"± {figures(design.margin * 100)} %",
+        "margin": f"± {brief(design.margin * 100)} %",
         "blocks": str(design.blocks),
     }
 
@@ -199,7 +200,7 @@ def _ratios(found: tuple[Shift, ...], a: Side, b: Side) -> list[Block]:
         if not of:
             continue
         what = f"{measure.title}: each cell's ratio to its reference in {b.name} over that in {a.name}"
-        picture = f"{what}; thick 90 % interval, thin 95 %; the band is ± {figures(margin * 100)} %. {_devices(a, b)}"
+        picture = f"Thick: 90 % interval; thin: 95 %; band: ± {brief(margin * 100)} %. {_devices(a, b)}"
         columns = ("cell", "verdict", f"in {a.name}", f"in {b.name}", "B over A", "90 % interval")
         intervals = [_line(shift) for shift in of]
         less, more = f"{measure.less} in B", f"{measure.more} in B"

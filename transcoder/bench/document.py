@@ -116,14 +116,13 @@ _PAGE: Final = (
     "p,li{max-width:44rem;overflow-wrap:anywhere}"
     ".loud{border:2px solid var(--ink);border-left-width:.5rem;padding:.6rem 1rem;margin:1rem 0;font-weight:600;"
     "max-width:none}"
-    "ul.loud{padding-left:2rem}"
-    ".scroll{overflow-x:auto;margin:.75rem 0 1rem}"
+    "ul.loud{padding-left:2rem}.loud li{max-width:none}"
+    ".scroll{overflow-x:auto;margin:.4rem 0 0}"
     "table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}"
-    "caption{caption-side:top;text-align:left;color:var(--muted);padding:0 0 .4rem}"
-    "caption span{position:sticky;left:0;display:inline-block;max-width:min(44rem,calc(100vw - 2rem))}"
     "th,td{padding:.3rem .6rem;text-align:right;vertical-align:top;border-bottom:1px solid var(--grid)}"
     "th{font-weight:600;vertical-align:bottom;border-bottom:1px solid var(--muted)}"
-    "th.word,td.word{text-align:left;overflow-wrap:anywhere}"
+    "th.word,td.word{text-align:left;overflow-wrap:break-word;max-width:24rem}"
+    "td:first-child{min-width:5.5rem}"
     "td:first-child,th:first-child{position:sticky;left:0;background:var(--paper);padding-left:0}"
     "td.number{white-space:nowrap}"
     "figure{margin:1rem 0 1.5rem}figcaption{color:var(--muted);font-size:.85rem;max-width:44rem}"
@@ -132,7 +131,7 @@ _PAGE: Final = (
     "@media screen and (max-width:47rem){figure .wide{display:none}figure .narrow{display:block}}"
     "@media print{body{font-size:11px}main{max-width:none;padding:0}.scroll{overflow:visible}table{font-size:9px}"
     "th,td{padding:.2rem .3rem}td.number{white-space:normal}td,th{position:static}"
-    "tr,figure,.loud{break-inside:avoid}h2{break-after:avoid}"
+    "tr,figure:not(.table),.loud{break-inside:avoid}figcaption{break-after:avoid}h2{break-after:avoid}"
     "*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"
 )
 
@@ -160,9 +159,9 @@ def _element(block: Block) -> Element:
 
 
 def _tabled(block: Table) -> Element:
-    scroll = Element("div", {"class": "scroll", "tabindex": "0"})
-    table = SubElement(scroll, "table")
-    SubElement(table, "caption").append(_worded("span", block.caption))
+    figure = Element("figure", {"class": "table"})
+    figure.append(_worded("figcaption", block.caption))
+    table = SubElement(SubElement(figure, "div", {"class": "scroll", "tabindex": "0"}), "table")
     heads = SubElement(SubElement(table, "thead"), "tr")
     for place, column in enumerate(block.columns):
         heads.append(_worded("th", column, "word" if place < block.words else ""))
@@ -171,7 +170,7 @@ def _tabled(block: Table) -> Element:
         line = SubElement(body, "tr")
         for place, cell in enumerate(row):
             line.append(_worded("td", cell, "word" if place < block.words else "number"))
-    return scroll
+    return figure
 
 
 def _worded(tag: str, text: str, css: str = "") -> Element:
@@ -211,7 +210,9 @@ def _fenced(text: str) -> str:
     return f"{fence}sh\n{safe}\n{fence}"
 
 
-_MARKS = re.compile(r"[\\`*_\[\]|~$@]|(?<=:)//|(?<=www)\.|^(?:#|[-+](?=\s)|=|\d+[.)](?=\s))|^\s+|\s+$", re.IGNORECASE)
+_MARKS = re.compile(
+    r"[\\`*_|~$@]|^\[|\](?=[(\[:])|(?<=:)//|(?<=www)\.|^(?:#|[-+](?=\s)|=|\d+[.)](?=\s))|^\s+|\s+$", re.IGNORECASE
+)
 
 
 def _escaped(text: str) -> str:

@@ -51,7 +51,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\
 _LINE = 18.0
 _PAD = 8.0
 _FARTHEST = math.log(4)
-"""Intervals are drawn to a quarter and to four times; an arrow says that there is more."""
+"""Ratios are drawn to a quarter and to four times at most; an arrow says that there is more."""
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 
 
@@ -65,7 +65,7 @@ class Interval:
     high90: float
     low95: float
     high95: float
-    verdict: str = ""
+    verdict: Literal["equivalent", "different", "inconclusive"] = "inconclusive"
     again: bool = False
     """Whether it is the reference against itself: the noise floor."""
 
@@ -114,12 +114,18 @@ def figures(value: float) -> str:
     return f"{rounded:,.{max(0, 2 - size)}f}"
 
 
+def brief(value: float) -> str:
+    """A number that was chosen, not measured, so that it has no zeros to show its accuracy: 3, 0.5."""
+    text = figures(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def difference(ratio: float) -> str:
     """A ratio as what it is more or less than 1: +0.7 %, −12 %."""
     if not math.isfinite(ratio):
         return "–"
     percent = (ratio - 1) * 100
-    text = f"{abs(percent):.1f}" if abs(percent) < 10 else figures(float(f"{abs(percent):.0f}"))
+    text = f"{abs(percent):.1f}" if abs(percent) < 10 else brief(float(f"{abs(percent):.0f}"))
     sign = "" if text == "0.0" else "+" if percent > 0 else "−"
     return f"{sign}{text} %"
 
@@ -134,7 +140,9 @@ def forest(
     wide = width >= WIDE
     canvas = _Canvas(name, width, "Ratios with intervals", _told(intervals, margin))
     left, right = (168.0, width - 218.0) if wide else (_PAD + 4, width - _PAD - 4)
-    top = canvas.legend(_VERDICTS, 4.0) + (22.0 if wide else 8.0)
+    kinds = {_kind(one) for one in intervals}
+    entries = [entry for kind, entry in _VERDICTS.items() if kind in kinds]
+    top = canvas.legend(entries, 4.0) + (22.0 if wide else 8.0)
     step = 30.0 if wide else 46.0
     bottom = top + step * len(intervals) + 4
     at = _ratio_scale(intervals, margin, left, right)
@@ -171,13 +179,13 @@ def saturation(
     bottom = top + (280.0 if width >= WIDE else 220.0)
     points = [point for curve in drawn for point in curve.points]
     down = _value_scale([*(value for p in points for value in (p.low, p.y, p.high)), *limits], log, bottom, top)
-    over = _count_scale([point.x for point in points], left + 16, right - 16)
+    over = _count_scale([point.x for point in points], left + 20, right - 20)
     _value_axis(canvas, down, left, right)
     _count_axis(canvas, over, bottom, left, right)
     _limits(canvas, limits, down, left, right)
     for place, curve in enumerate(drawn):
         # side by side, so that equal points do not hide each other
-        aside = (place - (len(drawn) - 1) / 2) * min(5.0, 28.0 / max(1, len(drawn)))
+        aside = (place - (len(drawn) - 1) / 2) * min(7.0, 30.0 / max(1, len(drawn)))
         _curve(canvas, curve, place % 6, lambda x, by=aside: over.of(x) + by, down.of)  # type: ignore[misc]
     canvas.text((left + right) / 2, bottom + 36, across, css="muted small mid", room=right - left)
     return canvas.finished(bottom + 46)
@@ -218,8 +226,16 @@ def standalone(plot: Element) -> str:
 
 def room_of(text: str, size: float = 13.0) -> float:
     """About how wide a text is, rather too wide than too narrow."""
-    broad = sum(unicodedata.east_asian_width(sign) in "WF" or ord(sign) > 0x2FFF for sign in text)
-    return (0.6 * len(text) + 0.45 * broad) * size
+    return sum(map(_breadth, text)) * size
+
+
+def _breadth(sign: str) -> float:
+    """Of a sign, in ems of a broad typeface (DejaVu Sans)."""
+    if unicodedata.east_asian_width(sign) in "WF" or ord(sign) > 0x2FFF:
+        return 1.05
+    if sign in "iljtfrI .,:;'()[]|/-":
+        return 0.42
+    return 1.0 if sign in "mwMW%@→←…" else 0.66
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +256,10 @@ _SERIES_OF: Final[dict[str, tuple[Shape, int, bool]]] = {
     "inconclusive": ("circle", 5, True),
     "again": ("square", 5, True),
 }
-_VERDICTS: Final = tuple(
-    _Entry("A/A (noise floor)" if verdict == "again" else verdict, shape, series, hollow)
-    for verdict, (shape, series, hollow) in _SERIES_OF.items()
-)
+_VERDICTS: Final = {
+    kind: _Entry("A/A (noise floor)" if kind == "again" else kind, shape, series, hollow)
+    for kind, (shape, series, hollow) in _SERIES_OF.items()
+}
 
 
 class _Canvas:
@@ -340,19 +356,40 @@ class _Scale:
 
     of: Callable[[float], float]
     ticks: tuple[tuple[float, str], ...]
+    reach: float = math.inf
+    """How far from 1 it goes, as a logarithm."""
 
 
 def _ratio_scale(intervals: Sequence[Interval], margin: float, left: float, right: float) -> _Scale:
-    ends = [one.low95 for one in intervals] + [one.high95 for one in intervals] + [1 + margin, 1 - margin]
-    ends += [end for one in intervals for end in (one.low90, one.high90, one.value)]
-    far = max(abs(math.log(end)) for end in [1.02, *ends] if math.isfinite(end) and end > 0)
-    reach = min(far, _FARTHEST) * 1.12
+    reach = _reach(intervals, margin)
 
     def of(ratio: float) -> float:
         share = math.log(ratio) / reach if ratio > 0 and math.isfinite(ratio) else -math.inf
         return (left + right) / 2 + max(-1.0, min(1.0, share)) * (right - left) / 2
 
-    return _Scale(of, tuple((tick, _tick(tick)) for tick in _ratio_ticks(reach)))
+    return _Scale(of, tuple((tick, _tick(tick)) for tick in _apart(_ratio_ticks(reach), of)), reach)
+
+
+def _apart(ticks: Sequence[float], of: Callable[[float], float]) -> list[float]:
+    """The ticks whose words do not touch, from the middle outwards."""
+    kept: list[float] = []
+    for tick in sorted(ticks, key=lambda tick: abs(math.log(tick))):
+        half = room_of(_tick(tick), 11) / 2
+        if all(abs(of(tick) - of(other)) > half + room_of(_tick(other), 11) / 2 for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+def _reach(intervals: Sequence[Interval], margin: float) -> float:
+    """How far the axis goes: to the farthest end, unless that would press most of the others into a point."""
+    ends = [[abs(math.log(end)) for end in _ends(one) if math.isfinite(end) and end > 0] for one in intervals]
+    fars = sorted(max(found) for found in ends if found) or [0.0]
+    most = max(3 * fars[len(fars) // 2], 2 * margin, 0.02)
+    return min(max(fars[-1], 1.3 * margin, 0.02), most, _FARTHEST) * 1.12
+
+
+def _ends(one: Interval) -> tuple[float, ...]:
+    return one.value, one.low90, one.high90, one.low95, one.high95
 
 
 def _ratio_ticks(reach: float) -> list[float]:
@@ -377,7 +414,7 @@ def _band(canvas: _Canvas, at: _Scale, margin: float, top: float, bottom: float)
     canvas.line(low, top, low, bottom, "edge")
     canvas.line(high, top, high, bottom, "edge")
     if canvas.width >= WIDE:
-        canvas.text((low + high) / 2, top - 8, f"± {figures(margin * 100)} %", css="muted small mid")
+        canvas.text((low + high) / 2, top - 8, f"± {brief(margin * 100)} %", css="muted small mid")
 
 
 def _ratio_axis(canvas: _Canvas, at: _Scale, top: float, bottom: float, left: float, right: float) -> None:
@@ -401,15 +438,19 @@ def _interval_words(canvas: _Canvas, one: Interval, middle: float, right: float,
 
 
 def _interval(canvas: _Canvas, one: Interval, at: _Scale, y: float) -> None:
-    shape, series, hollow = _SERIES_OF["again" if one.again else one.verdict or "inconclusive"]
-    if not math.isfinite(one.value):
+    shape, series, hollow = _SERIES_OF[_kind(one)]
+    if not all(map(math.isfinite, _ends(one))):
         return
     low, high = at.of(one.low95), at.of(one.high95)
     canvas.line(low, y, high, y, f"thin s{series}{' dotted' if one.again else ''}")
     for end, x in ((one.low95, low), (one.high95, high)):
-        _ending(canvas, x, y, series, beyond=math.isfinite(end) and end > 0 and abs(math.log(end)) > _FARTHEST * 1.12)
+        _ending(canvas, x, y, series, beyond=end <= 0 or abs(math.log(end)) > at.reach)
     canvas.line(at.of(one.low90), y, at.of(one.high90), y, f"thick s{series}")
     canvas.mark(at.of(one.value), y, shape, series, hollow=hollow)
+
+
+def _kind(one: Interval) -> str:
+    return "again" if one.again else one.verdict
 
 
 def _ending(canvas: _Canvas, x: float, y: float, series: int, *, beyond: bool) -> None:
@@ -443,7 +484,7 @@ def _value_scale(values: Sequence[float], log: bool, bottom: float, top: float) 
 
     return _Scale(
         lambda value: bottom - max(0.0, min(1.0, share(value))) * (bottom - top),
-        tuple((tick, _plain(tick)) for tick in ticks),
+        tuple((tick, brief(tick)) for tick in ticks),
     )
 
 
@@ -453,14 +494,10 @@ def _round_step(least: float) -> float:
     return next(step * power for step in (1, 2, 5, 10, 20) if step * power >= least)
 
 
-def _plain(value: float) -> str:
-    return figures(value).rstrip("0").rstrip(".") if "." in figures(value) else figures(value)
-
-
 def _count_scale(counts: Sequence[int], left: float, right: float) -> _Scale:
     """Numbers of streams: as they are where they are few, in doublings where they go far."""
     shown = sorted(set(counts)) or [1]
-    far = shown[-1] / max(1, shown[0]) > 12
+    far = shown[-1] / max(1, shown[0]) >= 8
     put: Callable[[float], float] = math.log if far else float
     low, high = put(shown[0]), put(shown[-1])
 
@@ -470,7 +507,7 @@ def _count_scale(counts: Sequence[int], left: float, right: float) -> _Scale:
     ticks: list[tuple[float, str]] = []
     end = -math.inf
     for count in shown:
-        words = _plain(count)
+        words = brief(count)
         half = room_of(words, 11) / 2
         if of(count) - half > end + 4:
             ticks.append((count, words))
@@ -533,7 +570,7 @@ def _finite(curve: Curve, *, positive: bool) -> Curve:
 
 def _told(intervals: Sequence[Interval], margin: float) -> str:
     lines = [f"{one.label}: {difference(one.value)}, {one.verdict}" for one in intervals]
-    return f"Equivalent is within ± {figures(margin * 100)} %. " + "; ".join(lines)
+    return f"Equivalent is within ± {brief(margin * 100)} %. " + "; ".join(lines)
 
 
 def _curve_told(curve: Curve) -> str:
@@ -541,7 +578,7 @@ def _curve_told(curve: Curve) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{figures(round(share * 100))} %" if math.isfinite(share) else "–"
+    return f"{round(share * 100):,} %" if math.isfinite(share) else "–"
 
 
 def _shortened(text: str, room: float, size: float) -> str:

@@ -9,7 +9,19 @@ from typing import Final
 
 from transcoder.bench.analysis import Analysis, Contrast, Metric, Row
 from transcoder.bench.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph, Table
-from transcoder.bench.plots import NARROW, WIDE, Curve, Interval, Point, Shares, busy, difference, figures, forest
+from transcoder.bench.plots import (
+    NARROW,
+    WIDE,
+    Curve,
+    Interval,
+    Point,
+    Shares,
+    brief,
+    busy,
+    difference,
+    figures,
+    forest,
+)
 from transcoder.bench.plots import saturation as saturation_plot
 from transcoder.bench.result import Cell, Density, Device, Result, Run
 
@@ -31,9 +43,9 @@ MEASURES: Final[Mapping[Metric, Measure]] = {
     "pss": Measure("Memory (PSS) of all stacks", "less memory", "more memory"),
 }
 DEVICES: Final = {
-    "real": "a real GPU",
-    "simulated": "a simulated device, which proves the packing logic and the statistics, not the driver",
-    "software": "software encoders, no GPU",
+    "real": "real",
+    "simulated": "simulated: it proves the packing logic and the statistics, not the driver",
+    "software": "none, software encoders",
 }
 LIMITS: Final = (1.25, 1.0, 0.98)
 """× real time of the slowest stream: Livepeer's rule, real time, Intel's rule."""
@@ -53,7 +65,8 @@ def report(result: Result, analysis: Analysis) -> Document:
 def on(device: Device) -> str:
     """The device as every caption names it."""
     name = f" ({device.name})" if device.name else ""
-    return f"Device: {DEVICES[device.kind]}{name}."
+    kind, _, proves = DEVICES[device.kind].partition(":")
+    return f"Device: {kind}{name}{':' * bool(proves)}{proves}."
 
 
 def packing(cell: Cell) -> str:
@@ -126,7 +139,7 @@ def _doubts(result: Result, analysis: Analysis) -> list[Block]:
     found = ["This run was ended before its time: what follows rests on the part that was measured."]
     found = [*(found if result.partial else []), *analysis.troubles, *result.notes]
     if result.device.kind == "simulated":
-        found.insert(0, f"Measured on {DEVICES['simulated']}.")
+        found.insert(0, f"The device is {DEVICES['simulated']}.")
     return [Bullets(tuple(dict.fromkeys(found)), loud=True)] if found else []
 
 
@@ -137,12 +150,12 @@ def _compared(result: Result) -> list[Block]:
         if result.kind == "density"
         else "whether the way in which equal stacks are packed into containers matters"
     )
-    cells = ", ".join(dict.fromkeys(cell.name for cell in design.cells))
+    cells = ", ".join(dict.fromkeys(cell.name.replace(" ", "\N{NO-BREAK SPACE}") for cell in design.cells))
     return [
         Heading("What was compared"),
         Paragraph(
             f"Asked: {asked}. Every stack encodes {work.clip} ({work.width}×{work.height}, {work.frames:,} frames, "
-            f"{figures(work.frame_rate)} per second of real time) to {work.codec} by {work.accel}. {on(result.device)}"
+            f"{brief(work.frame_rate)} per second of real time) to {work.codec} by {work.accel}. {on(result.device)}"
         ),
         Paragraph(
             f"Cells: {cells or 'none'}. M × N is M containers with N stacks each; bare is without a container. "
@@ -165,11 +178,11 @@ def _topology(result: Result, analysis: Analysis) -> list[Block]:
 
 def _contrasts(result: Result, analysis: Analysis, metric: Metric) -> list[Block]:
     contrasts = [contrast for contrast in analysis.contrasts if contrast.metric == metric]
-    measure, margin, device = MEASURES[metric], figures(result.design.margin * 100), on(result.device)
+    measure, margin, device = MEASURES[metric], brief(result.design.margin * 100), on(result.device)
     against = ", ".join(dict.fromkeys(contrast.reference.name for contrast in contrasts))
     picture = (
-        f"{measure.title}, each cell against the reference of its number of stacks ({against}): thick 90 % interval, "
-        f"thin 95 %; the band is ± {margin} %; dotted rows are the reference against itself. {device}"
+        f"Thick: 90 % interval; thin: 95 %; band: ± {margin} %. Dotted: the reference against itself, the noise floor. "
+        f"{device}"
     )
     caption = (
         f"{measure.title} against {against}. Equivalent: the 90 % interval lies within ± {margin} %. "
@@ -192,8 +205,8 @@ def _contrast(one: Contrast) -> tuple[str, ...]:
         figures(ratio.value) if ratio else "–",
         f"{difference(ratio.low90)} … {difference(ratio.high90)}" if ratio else "fewer than 3 blocks",
         str(ratio.blocks) if ratio else "–",
-        figures(one.more_blocks) if one.more_blocks else "–",
-        f"± {figures(one.wider * 100)} %" if ratio else "–",
+        f"{one.more_blocks:,}" if one.more_blocks else "–",
+        f"± {brief(one.wider * 100)} %" if ratio else "–",
         f"{one.p_equivalent:.2g}" if ratio else "–",
         f"{one.p_different:.2g}" if ratio else "–",
     )
@@ -339,12 +352,12 @@ def _design(result: Result) -> list[Block]:
         "profile": design.profile,
         "seed": str(design.seed),
         "reference": design.reference.name,
-        "margin of equivalence": f"± {figures(design.margin * 100)} %",
+        "margin of equivalence": f"± {brief(design.margin * 100)} %",
         "blocks of the pilot": str(design.pilot_blocks),
         "blocks, fixed from the pilot": str(design.blocks) if design.blocks else "not yet fixed",
         "blocks the pilot asked for": str(design.wanted) if design.wanted else "–",
         "blocks measured": str(seen),
-        "time budget": f"{figures(design.budget)} s" if design.budget else "none",
+        "time budget": f"{brief(design.budget)} s" if design.budget else "none",
         "begun": result.made,
         "schema version": str(result.schema_version),
     }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from transcoder.bench.document import Document
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,11 +17,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Measure on this machine how stacks are best packed into containers.",
 )
-
-
-@app.callback()
-def _every() -> None:
-    """Keeps `topology` a verb of its own, however few there are."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -109,3 +107,88 @@ def topology(
     if json:
         screen.as_json(result)
     screen.line(path)
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are no reports of ours, too.")]
+Page = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where the page goes.")]
+Marked = Annotated[
+    str | None,
+    typer.Option("--markdown", metavar="FILE", help="Where Markdown goes, its plots as SVG beside it; else to stdout."),
+]
+
+
+@app.command(
+    help="""Draw a result as one page: the verdict first, then ratios, cells, plots, design and environment.
+
+    The page is RESULT.html beside the result, unless --html says otherwise; it holds everything and loads nothing.
+    Markdown goes to stdout, or with its plots to --markdown. A file that is no report of ours is never replaced.
+
+    \b
+    transcoder bench report 20260101T120000Z-topology.json
+    transcoder bench report result.json --html page.html --markdown docs/benchmark.md
+    """
+)
+def report(
+    result: Annotated[str, typer.Argument(metavar="RESULT", help="What `topology` or `density` wrote.")],
+    *,
+    html: Page = None,
+    markdown: Marked = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from transcoder.bench import files
+    from transcoder.bench.analysis import analyse
+    from transcoder.bench.report import report
+
+    read = files.read(result)
+    document = report(read, analyse(read))
+    _publish(document, html or f"{result.removesuffix('.json')}.html", markdown, overwrite=overwrite)
+
+
+@app.command(
+    help="""Compare two results by what can be compared: each cell's ratio in B over that in A, with its interval.
+
+    Another clip, codec or acceleration is refused. Frames per second are shown side by side, for orientation only.
+
+    \b
+    transcoder bench compare tuesday.json friday.json --html compared.html
+    """
+)
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The result to compare with.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The result to compare.")],
+    *,
+    html: Page = None,
+    markdown: Marked = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from transcoder.bench import files
+    from transcoder.bench.analysis import analyse
+    from transcoder.bench.compare import Side, compare, refuse_unlike
+
+    read = [(name, files.read(name)) for name in (a, b)]
+    refuse_unlike(*read)
+    names = [os.path.basename(name) for name in (a, b)]
+    if names[0] == names[1]:
+        names = [a, b] if a != b else ["A", "B"]
+    sides = [Side(name, result, analyse(result)) for name, (_, result) in zip(names, read, strict=True)]
+    _publish(compare(*sides), html, markdown, overwrite=overwrite)
+
+
+def _publish(document: Document, html: str | None, markdown: str | None, *, overwrite: bool) -> None:
+    """Write what has a file, and Markdown to stdout where it has none."""
+    from transcoder.bench import document as documents
+    from transcoder.bench import files
+    from transcoder.bench.plots import standalone
+
+    if html:
+        files.write(html, documents.html(document), overwrite=overwrite)
+        typer.echo(html, err=True)
+    if not markdown:
+        typer.echo(documents.markdown(document), nl=False)
+        return
+    pictures = {figure.name: f"{markdown.removesuffix('.md')}-{figure.name}.svg" for figure in document.figures}
+    for figure in document.figures:
+        files.write(pictures[figure.name], standalone(figure.wide), overwrite=overwrite)
+    links = {name: os.path.basename(path) for name, path in pictures.items()}
+    files.write(markdown, documents.markdown(document, links), overwrite=overwrite)
+    typer.echo(markdown, err=True)
