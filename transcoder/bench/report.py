@@ -181,7 +181,7 @@ def _contrasts(result: Result, analysis: Analysis, metric: Metric) -> list[Block
     measure, margin, device = MEASURES[metric], brief(result.design.margin * 100), on(result.device)
     against = ", ".join(dict.fromkeys(contrast.reference.name for contrast in contrasts))
     picture = (
-        f"Thick: 90 % interval; thin: 95 %; band: ± {margin} %. Dotted: the reference against itself, the noise floor. "
+        f"Thick: 90 % interval; thin: 95 %; band: ± {margin} %. Squares: the reference against itself, the noise floor. "
         f"{device}"
     )
     caption = (
