@@ -19,6 +19,7 @@ from transcoder.bench.report import (
     environment,
     forest_figure,
     level_curves,
+    margin_of,
     on,
     saturation_figure,
 )
@@ -85,7 +86,7 @@ def shifts(a: Analysis, b: Analysis, margin: float) -> tuple[Shift, ...]:
         if contrast.again or before is None or before.ratio is None or contrast.ratio is None:
             continue
         ratio = ratio_of(before.ratio, contrast.ratio)
-        verdict = verdict_on(ratio, margin)
+        verdict = verdict_on(ratio, margin_of(contrast.metric, margin))
         found.append(Shift(contrast.cell, contrast.metric, before.ratio, contrast.ratio, ratio, verdict))
     return tuple(found)
 
@@ -194,8 +195,8 @@ def _devices(a: Side, b: Side) -> str:
 
 def _ratios(found: tuple[Shift, ...], a: Side, b: Side) -> list[Block]:
     blocks: list[Block] = []
-    margin = max(a.result.design.margin, b.result.design.margin)
     for metric, measure in MEASURES.items():
+        margin = margin_of(metric, max(a.result.design.margin, b.result.design.margin))
         of = [shift for shift in found if shift.metric == metric]
         if not of:
             continue

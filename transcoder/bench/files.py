@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 
 from pydantic import ValidationError
 
+from transcoder.bench.analysis import Analysis, analyse
 from transcoder.bench.plots import MARK
 from transcoder.bench.result import SCHEMA, Result
 from transcoder.errors import ResultUnusable, TargetExists, TargetUnwritable
@@ -46,6 +47,16 @@ def read(path: str) -> Result:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ResultUnusable(f"{path} is no whole result: {where[:200]}: {first['msg']}", _ANOTHER) from None
+
+
+def analysed(name: str, result: Result) -> tuple[Result, Analysis]:
+    """The result and what follows from it. Raises ResultUnusable for numbers from which nothing can follow."""
+    if result.workload.frame_rate <= 0 or any(not run.stacks for run in result.runs):
+        raise ResultUnusable(f"{name} has a run without stacks, or a clip without a frame rate", _ANOTHER)
+    try:
+        return result, analyse(result)
+    except ArithmeticError as error:
+        raise ResultUnusable(f"the numbers of {name} make no sense together: {error}", _ANOTHER) from None
 
 
 def write(path: str, text: str, *, overwrite: bool = False) -> None:

@@ -136,11 +136,9 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     from transcoder.bench import files
-    from transcoder.bench.analysis import analyse
     from transcoder.bench.report import report
 
-    read = files.read(result)
-    document = report(read, analyse(read))
+    document = report(*files.analysed(result, files.read(result)))
     _publish(document, html or f"{result.removesuffix('.json')}.html", markdown, overwrite=overwrite)
 
 
@@ -162,7 +160,6 @@ def compare(
     overwrite: Overwrite = False,
 ) -> None:
     from transcoder.bench import files
-    from transcoder.bench.analysis import analyse
     from transcoder.bench.compare import Side, compare, refuse_unlike
 
     read = [(name, files.read(name)) for name in (a, b)]
@@ -170,7 +167,7 @@ def compare(
     names = [os.path.basename(name) for name in (a, b)]
     if names[0] == names[1]:
         names = [a, b] if a != b else ["A", "B"]
-    sides = [Side(name, result, analyse(result)) for name, (_, result) in zip(names, read, strict=True)]
+    sides = [Side(name, *files.analysed(name, result)) for name, (_, result) in zip(names, read, strict=True)]
     _publish(compare(*sides), html, markdown, overwrite=overwrite)
 
 
