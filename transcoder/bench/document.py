@@ -129,9 +129,10 @@ _PAGE: Final = (
     "figure svg{max-width:100%;height:auto}figure .narrow{display:none}"
     "pre{background:var(--band);padding:.75rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}"
     "@media screen and (max-width:47rem){figure .wide{display:none}figure .narrow{display:block}}"
-    "@media print{body{font-size:11px}main{max-width:none;padding:0}.scroll{overflow:visible}table{font-size:9px}"
-    "th,td{padding:.2rem .3rem}td.number{white-space:normal}td,th{position:static}"
-    "tr,figure:not(.table),.loud{break-inside:avoid}figcaption{break-after:avoid}h2{break-after:avoid}"
+    "@media print{html{font-size:10.5px}body{font-size:1rem}main{max-width:none;padding:0}.scroll{overflow:visible}"
+    "th,td{padding:.2rem .35rem}td.number{white-space:normal}figure svg{max-width:82%}"
+    "td:first-child,th:first-child{position:static;background:none}"
+    "tr,figure:not(.table),.loud{break-inside:avoid}figcaption,h2{break-after:avoid}"
     "*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"
 )
 

@@ -428,6 +428,7 @@ def _ratio_axis(canvas: _Canvas, at: _Scale, top: float, bottom: float, left: fl
 
 def _interval_words(canvas: _Canvas, one: Interval, middle: float, right: float, left: float) -> None:
     found = f"{difference(one.value)}  ({difference(one.low90)} … {difference(one.high90)})"
+    found = found if math.isfinite(one.value) else "too few blocks"
     if canvas.width >= WIDE:
         canvas.text(_PAD, middle + 4, one.label, room=left - 2 * _PAD, css="" if one.again else "strong")
         canvas.text(right, middle + 4, found, css="small", room=canvas.width - right - 2)

@@ -186,17 +186,18 @@ def _contrasts(result: Result, analysis: Analysis, metric: Metric) -> list[Block
     band = margin_of(metric, result.design.margin)
     margin = brief(band * 100)
     picture = (
-        f"Thick: 90 % interval; thin: 95 %; band: ± {margin} %. Squares: the reference against itself, the noise floor. "
-        f"{device}"
+        f"Thick: 90 % interval; thin: 95 %; band: ± {margin} %. Squares: the reference against itself, the "
+        f"noise floor. {device}"
     )
     caption = (
-        f"{measure.title}: the cell's over that of what it is held against. Equivalent: the 90 % interval lies within ± {margin} %. "
-        f"p of equivalence and of difference, after Holm. {device}"
+        f"{measure.title}: the cell's over that of what it is held against. Equivalent: the 90 % interval lies "
+        f"within ± {margin} %. p of equivalence and of difference, after Holm. {device}"
     )
     columns = ("cell", "against", "verdict", "ratio", "90 % interval", "blocks", "more blocks", "equivalent within")
     intervals = [interval_of(contrast) for contrast in contrasts]
+    known = any(contrast.ratio for contrast in contrasts)
     return [
-        forest_figure(f"forest-{metric}", picture, intervals, band, measure),
+        *([forest_figure(f"forest-{metric}", picture, intervals, band, measure)] if known else []),
         Table(caption, (*columns, "p eq.", "p diff."), tuple(_contrast(contrast) for contrast in contrasts), words=3),
     ]
 
@@ -287,7 +288,7 @@ def _noisy(one: Contrast) -> tuple[str, ...]:
         figures(one.ratio.value) if one.ratio else "–",
         f"{difference(one.ratio.low90)} … {difference(one.ratio.high90)}" if one.ratio else "–",
         f"{figures(one.spread * 100)} %",
-        difference(1 + one.drift),
+        difference(1 + one.drift) if one.ratio else "–",
     )
 
 
@@ -338,7 +339,13 @@ def _busy(result: Result) -> list[Block]:
     rows = [Shares(name, _shares(found)) for name, found in runs.items()]
     wide, narrow = (busy(rows, width=width) for width in (WIDE, NARROW))
     caption = f"Share of the time that each GPU engine and the CPUs worked: medians over the runs. {on(result.device)}"
-    return [Heading("How busy the engines were"), Figure("busy", caption, wide, narrow)]
+    engines = tuple(dict.fromkeys(engine for row in rows for engine, _ in row.shares))
+    lines = tuple((row.label, *(_share(dict(row.shares).get(engine)) for engine in engines)) for row in rows)
+    return [
+        Heading("How busy the engines were"),
+        Figure("busy", caption, wide, narrow),
+        Table(caption, ("cell", *engines), lines),
+    ]
 
 
 def _shares(runs: Sequence[Run]) -> tuple[tuple[str, float], ...]:
@@ -415,4 +422,5 @@ def command_line(result: Result) -> str:
     words = ["transcoder", "bench", result.kind, "--profile", design.profile]
     if result.kind == "topology":
         words += ["--stacks", ",".join(str(n) for n in sorted({cell.stacks for cell in design.cells}) or [1])]
+        words += ["--height", str(result.workload.height), "--seed", str(design.seed)]
     return " ".join([*words, "--accel", result.workload.accel, "--engine", design.engine])
