@@ -107,11 +107,9 @@ def figures(value: float) -> str:
         return "–"
     if value == 0:
         return "0"
-    rounded = float(f"{value:.2e}")
-    size = math.floor(math.log10(abs(rounded)))
-    if not -5 < size < 9:
-        return f"{rounded:.2e}"
-    return f"{rounded:,.{max(0, 2 - size)}f}"
+    rounded = f"{value:.2e}"
+    size = int(rounded.partition("e")[2])
+    return f"{float(rounded):,.{max(0, 2 - size)}f}" if -5 < size < 9 else rounded
 
 
 def brief(value: float) -> str:
@@ -197,7 +195,7 @@ def busy(rows: Sequence[Shares], *, width: int = WIDE, name: str = "busy") -> El
     engines = list(dict.fromkeys(engine for row in rows for engine, _ in row.shares))
     told = "; ".join(f"{row.label}: {', '.join(f'{e} {_percent(s)}' for e, s in row.shares)}" for row in rows)
     canvas = _Canvas(name, width, "Share of the time that each engine worked", told)
-    for number in range(len(engines)):
+    for number in range(1, len(engines)):
         canvas.pattern(number)
     entries = [_Entry(engine, series=n % 6, pattern=n) for n, engine in enumerate(engines)]
     top = canvas.legend(entries, 4.0) + 10
@@ -210,10 +208,12 @@ def busy(rows: Sequence[Shares], *, width: int = WIDE, name: str = "busy") -> El
             _share(canvas, engines.index(engine), share, (left, right, most), top)
             top += 20
         top += 10
-    for tick in (0.0, 0.5, 1.0):
-        x = left + (right - left) * tick / most
-        css = "muted small mid" if tick or wide else "muted small"
-        canvas.text(x if tick or wide else left, top + 10, _percent(tick), css=css)
+    step = _round_step(most / 4)
+    for place in range(int(most / step) + 1):
+        words = _percent(step * place)
+        half = room_of(words, 11) / 2
+        x = left + (right - left) * step * place / most
+        canvas.text(min(max(x, half), width - half), top + 10, words, css="muted small mid")
     return canvas.finished(top + 20)
 
 
@@ -305,8 +305,7 @@ class _Canvas:
             "pattern",
             {"id": self._pattern(number), "width": "8", "height": "8", "patternUnits": "userSpaceOnUse"},
         )
-        for d in _HATCHES[number % len(_HATCHES)]:
-            SubElement(found, "path", {"d": d, "class": f"thin s{number % 6}"})
+        SubElement(found, "path", {"d": _HATCHES[number % len(_HATCHES)], "class": f"thin s{number % 6}"})
 
     def filled(self, x: float, y: float, width: float, height: float, number: int) -> None:
         if number % len(_HATCHES) == 0:
@@ -340,13 +339,13 @@ class _Canvas:
 
 
 _HATCHES: Final = (
-    (),  # filled
-    ("M-2 2L2 -2M0 8L8 0M6 10L10 6",),
-    ("M0 4H8",),
-    ("M4 0V8",),
-    ("M-2 6L2 10M0 0L8 8M6 -2L10 2",),
-    ("M0 4H8", "M4 0V8"),
-    ("M3 4H5",),
+    "",  # filled
+    "M-2 2L2 -2M0 8L8 0M6 10L10 6",
+    "M0 4H8",
+    "M4 0V8",
+    "M-2 6L2 10M0 0L8 8M6 -2L10 2",
+    "M0 4H8M4 0V8",
+    "M3 4H5",
 )
 
 
@@ -579,15 +578,19 @@ def _curve_told(curve: Curve) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{round(share * 100):,} %" if math.isfinite(share) else "–"
+    return f"{brief(round(share * 100))} %" if math.isfinite(share) else "–"
 
 
 def _shortened(text: str, room: float, size: float) -> str:
     if room_of(text, size) <= room:
         return text
-    while text and room_of(text + "…", size) > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    left, kept = room - room_of("…", size), 0
+    for sign in text:
+        left -= room_of(sign, size)
+        if left < 0:
+            break
+        kept += 1
+    return text[:kept].rstrip() + "…"
 
 
 def _outline(shape: Shape, x: float, y: float, r: float = 5.0) -> str:
