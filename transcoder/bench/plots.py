@@ -496,13 +496,13 @@ def _round_step(least: float) -> float:
 
 def _count_scale(counts: Sequence[int], left: float, right: float) -> _Scale:
     """Numbers of streams: as they are where they are few, in doublings where they go far."""
-    shown = sorted(set(counts)) or [1]
-    far = shown[-1] / max(1, shown[0]) >= 8
+    shown = sorted({max(1, count) for count in counts}) or [1]
+    far = shown[-1] / shown[0] >= 8
     put: Callable[[float], float] = math.log if far else float
     low, high = put(shown[0]), put(shown[-1])
 
     def of(count: float) -> float:
-        return (left + right) / 2 if high == low else left + (put(count) - low) / (high - low) * (right - left)
+        return (left + right) / 2 if high == low else left + (put(max(1, count)) - low) / (high - low) * (right - left)
 
     ticks: list[tuple[float, str]] = []
     end = -math.inf
