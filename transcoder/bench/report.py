@@ -219,7 +219,7 @@ def _contrast(one: Contrast) -> tuple[str, ...]:
 
 
 def _name(one: Contrast) -> str:
-    return f"{one.cell.name} again (A/A)" if one.again else one.cell.name
+    return f"{one.cell.name}, A/A" if one.again else one.cell.name
 
 
 def _cells(rows: Sequence[Row], device: str) -> list[Block]:
