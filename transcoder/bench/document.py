@@ -130,7 +130,7 @@ _PAGE: Final = (
     "pre{background:var(--band);padding:.75rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}"
     "@media screen and (max-width:47rem){figure .wide{display:none}figure .narrow{display:block}}"
     "@media print{html{font-size:10.5px}body{font-size:1rem}main{max-width:none;padding:0}.scroll{overflow:visible}"
-    "th,td{padding:.2rem .35rem}td.number{white-space:normal}figure svg{max-width:82%}"
+    "th,td{padding:.2rem .35rem}td.number{white-space:normal}figure svg{max-width:82%;max-height:23cm;width:auto}"
     "td:first-child,th:first-child{position:static;background:none}"
     "tr,figure:not(.table),.loud{break-inside:avoid}figcaption,h2{break-after:avoid}"
     "*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}"

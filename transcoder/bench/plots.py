@@ -202,12 +202,12 @@ def busy(rows: Sequence[Shares], *, width: int = WIDE, name: str = "busy") -> El
     left, right = (168.0 if wide else _PAD + 4), width - 62.0
     most = max([1.0, *(share for row in rows for _, share in row.shares if math.isfinite(share))])
     for row in rows:
-        canvas.text(_PAD, top + 13, row.label, css="strong", room=left - 2 * _PAD if wide else width - 2 * _PAD)
+        canvas.text(_PAD, top + 11, row.label, css="strong", room=left - 2 * _PAD if wide else width - 2 * _PAD)
         top += 0 if wide else _LINE + 4
         for engine, share in row.shares:
             _share(canvas, engines.index(engine), share, (left, right, most), top)
-            top += 20
-        top += 10
+            top += 16
+        top += 8
     step = _round_step(most / 4)
     for place in range(int(most / step) + 1):
         words = _percent(step * place)
@@ -556,10 +556,10 @@ def _curve(
 def _share(canvas: _Canvas, number: int, share: float, over: tuple[float, float, float], top: float) -> None:
     left, right, most = over
     length = max(0.0, min(1.0, share / most if math.isfinite(share) else 0.0)) * (right - left)
-    canvas.rect(left, top, right - left, 16, "track")
+    canvas.rect(left, top, right - left, 12, "track")
     if length:
-        canvas.filled(left, top, length, 16, number)
-    canvas.text(right + 8, top + 12, _percent(share), css="small", room=canvas.width - right - 10)
+        canvas.filled(left, top, length, 12, number)
+    canvas.text(right + 8, top + 10, _percent(share), css="small", room=canvas.width - right - 10)
 
 
 def _finite(curve: Curve, *, positive: bool) -> Curve:
