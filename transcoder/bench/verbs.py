@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from transcoder.bench.analysis import Analysis, Contrast
     from transcoder.bench.document import Document
+    from transcoder.bench.result import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,6 +85,10 @@ def topology(
         float | None, typer.Option("--seconds", min=0.1, metavar="S", help="How long one run is; by the profile.")
     ] = None,
     pilot: Annotated[int, typer.Option("--pilot", min=1, metavar="N", help="Blocks of the pilot.")] = 8,
+    worker: Annotated[
+        bool | None,
+        typer.Option("--worker/--no-worker", help="Cells with the product's whole path: queue, worker, verification."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
 ) -> None:
     from transcoder import screen
@@ -101,12 +109,79 @@ def topology(
         seconds=seconds,
         pilot=pilot,
         options=tuple(run_option or ()),
+        worker=worker,
     )
-    with display() as show:
+    with _keeping(path), display() as show:
         result = runner.topology(asked, path, show)
-    if json:
-        screen.as_json(result)
+    screen.as_json(result) if json else _conclude(result, path)
+
+
+@contextmanager
+def _keeping(path: str) -> Iterator[None]:
+    """Whatever ends a benchmark: what was measured is in its file, and is shown."""
+    from transcoder.bench.result import Result
+
+    try:
+        yield
+    except BaseException:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                _conclude(Result.model_validate_json(file.read()), path)
+        raise
+
+
+def _conclude(result: Result, path: str) -> None:
+    """The verdict, the cells, what makes it doubtful, and where all of it is."""
+    from transcoder import screen
+    from transcoder.bench.analysis import analyse
+
+    found = analyse(result)
+    screen.line(found.headline)
+    columns = (
+        "containers × stacks",
+        "fps [least–most]",
+        "ratio (90 %)",
+        "verdict",
+        "CPU s/1,000",
+        "p95 s",
+        "MiB",
+        "start s",
+        "lost",
+    )
+    screen.table(columns, [*_again(found), *_rows(found)])
+    for sentence in (*found.troubles, *result.notes):
+        screen.line(f"note: {sentence}")
     screen.line(path)
+
+
+def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
+    ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
+    for row in found.rows:
+        yield (
+            row.cell.name,
+            f"{row.fps[1]:.3g} [{row.fps[0]:.3g}–{row.fps[2]:.3g}]",
+            *_ratio(ratios.get(row.cell)),
+            f"{row.cpu:.3g}",
+            f"{row.latency95:.3g}",
+            f"{row.pss / (1 << 20):.0f}",
+            f"{row.start:.2f}",
+            "" if row.lost is None else str(row.lost),
+        )
+
+
+def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
+    """The reference against itself: what differs here is noise."""
+    for one in found.contrasts:
+        if one.again and one.metric == "fps":
+            yield (f"{one.cell.name} against itself", "", *_ratio(one), "", "", "", "", "")
+
+
+def _ratio(contrast: Contrast | None) -> tuple[str, str]:
+    if contrast is None:
+        return "1", "the reference"
+    if contrast.ratio is None:
+        return "", contrast.verdict
+    return f"{contrast.ratio.value:.3f} ({contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f})", contrast.verdict
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are no reports of ours, too.")]
@@ -173,6 +248,8 @@ def compare(
 
 def _publish(document: Document, html: str | None, markdown: str | None, *, overwrite: bool) -> None:
     """Write what has a file, and Markdown to stdout where it has none."""
+    from urllib.parse import quote
+
     from transcoder.bench import document as documents
     from transcoder.bench import files
     from transcoder.bench.plots import standalone
@@ -186,6 +263,6 @@ def _publish(document: Document, html: str | None, markdown: str | None, *, over
     pictures = {figure.name: f"{markdown.removesuffix('.md')}-{figure.name}.svg" for figure in document.figures}
     for figure in document.figures:
         files.write(pictures[figure.name], standalone(figure.wide), overwrite=overwrite)
-    links = {name: os.path.basename(path) for name, path in pictures.items()}
+    links = {name: quote(os.path.basename(path)) for name, path in pictures.items()}
     files.write(markdown, documents.markdown(document, links), overwrite=overwrite)
     typer.echo(markdown, err=True)
