@@ -221,7 +221,8 @@ def standalone(plot: Element) -> str:
     """The plot as a file of its own, with its style."""
     body = "".join(tostring(child, encoding="unicode") for child in plot)
     opening = tostring(Element(plot.tag, plot.attrib), encoding="unicode").removesuffix(" />")
-    return f"{opening}><metadata>{MARK}</metadata><style>{COLOURS}{STYLE}svg.plot{{background:var(--paper)}}</style>{body}</svg>\n"
+    style = f"{COLOURS}{STYLE}svg.plot{{background:var(--paper)}}"
+    return f"{opening}><metadata>{MARK}</metadata><style>{style}</style>{body}</svg>\n"
 
 
 def room_of(text: str, size: float = 13.0) -> float:
