@@ -1,0 +1,472 @@
+"""The story of a topology benchmark: the same stacks packed in different ways, in shuffled blocks."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, Literal, NoReturn, Protocol
+
+from transcoder import devices, settings
+from transcoder.bench.engines import Docker, Processes, engine, granted
+from transcoder.bench.environment import environment, ticks
+from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, Workload
+from transcoder.bench.result import Engine as EngineName
+from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
+from transcoder.errors import BenchmarkFailed, InputMissing, MachineBusy, NoRoute, TargetUnwritable
+from transcoder.version import __version__
+
+PILOT = 8
+BUSY = 0.5
+"""The share of the CPUs from which a simulated device is limited by them and not by its engines."""
+
+_TRIAL_FRAMES = 25
+_PLAN_LIMIT = 300.0
+_MAKE_LIMIT = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a profile is: seconds of a run and of the clip that is made, stacks, seconds of the whole."""
+
+    run: float
+    clip: float
+    stacks: tuple[int, ...]
+    budget: float
+
+
+SCALES: Mapping[Profile, Scale] = {
+    "quick": Scale(2.5, 10, (2,), 165),
+    "full": Scale(4, 20, (2, 4), 1500),
+    "gpu": Scale(4, 60, (2, 4), 1500),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user asks; what is None is decided by the profile or the machine. `clip` is a path."""
+
+    profile: Profile = "quick"
+    stacks: tuple[int, ...] | None = None
+    accel: Accel | Literal["auto"] = "auto"
+    engine: EngineName = "docker"
+    image: str | None = None
+    clip: str | None = None
+    codec: str = "h264"
+    height: int = 720
+    seed: int = 1
+    budget: float | None = None
+    seconds: float | None = None
+    """Of one run."""
+    pilot: int = PILOT
+    options: tuple[str, ...] = field(default=())
+
+    @property
+    def scale(self) -> Scale:
+        """Of the profile."""
+        return SCALES[self.profile]
+
+
+class Show(Protocol):
+    """Who is told how far it is."""
+
+    def phase(self, sentence: str) -> None:
+        """What is done now."""
+
+    def block(self, number: int, of: int | None, left: float) -> None:
+        """A block begins, counted from 1; how many there will be, as far as known, and seconds to the end of all."""
+
+    def ran(self, run: Run) -> None:
+        """A cell has run."""
+
+    def note(self, sentence: str) -> None:
+        """Something that the reader must know."""
+
+
+def topology(asked: Asked, out: str, show: Show) -> Result:
+    """Measure, with the result in the file `out` after each block, marked as partial until the end.
+
+    Raises:
+        EngineMissing, ImageMissing: there is nothing to run containers with, or of.
+        NoRoute: there is no such device.
+        MachineBusy: a simulated device whose simulation takes more than half of the CPUs.
+        BenchmarkFailed: a stack or a container failed; the file has what was measured before.
+        TargetUnwritable: the file cannot be written.
+    """
+    refuse_unwritable(out)
+    began = monotonic()
+    chosen = engine(asked.engine)
+    version = chosen.version()
+    given = hardware(asked, chosen)
+    image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
+    digest = chosen.require(image)
+    made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
+    with in_order(), opened(made, also=[_unfinished(out)]) as rig:
+        session = _Session(asked, rig, out, show, began)
+        session.prepare(version, f"{image} {digest}".strip())
+        session.warm_up()
+        session.measure()
+        session.blast()
+        return session.conclude()
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """A plain kill and a terminal that closes end it as Ctrl-C does: everything is taken down first."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What containers are given of the GPU: nodes and the groups that own them; `target` is the image's."""
+
+    nodes: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    target: str = "software"
+
+
+def hardware(asked: Asked, chosen: Docker | Processes) -> Given:
+    """The GPU for the cells: what the user's words for `docker run` name, else the first here that opens.
+
+    Raises:
+        NoRoute: there is none, and it is asked for.
+    """
+    if asked.accel == "software":
+        return Given()
+    target = "qsv" if asked.accel == "qsv" else "vaapi"
+    named = [what for what, _ in granted(asked.options).devices]
+    if named:
+        return Given((), tuple(sorted({os.stat(node).st_gid for node in named})), target)
+    site = settings.read()
+    policy = site.policy(default_roots=(os.getcwd(),))
+    found = [one for one in devices.discover(policy) if site.device in (None, one.id, one.node)]
+    usable = [one for one in found if one.trouble is None or one.trouble.kind in ("group", "mode")]
+    if usable:
+        node = usable[0].node
+        return Given((node,), (os.stat(node).st_gid,), target)
+    if asked.accel == "auto":
+        return Given()
+    why = "; ".join(f"{one.node}: {one.trouble}" for one in found if one.trouble) or f"none in {policy.dri}"
+    raise NoRoute(
+        f"there is no GPU that a container could be given ({why})",
+        "`transcoder doctor` says what is wrong with it; --accel software measures the CPUs.",
+    )
+
+
+def cells(asked: Asked, *, bare: bool) -> tuple[Cell, ...]:
+    """The ways to pack each number of stacks: bare, all in one container, one in each, and in between."""
+    found: dict[Cell, None] = {}
+    for stacks in asked.stacks or asked.scale.stacks:
+        packings = [1, *([stacks // 2] if stacks % 2 == 0 else []), stacks]
+        for containers in ([0] if bare else []) + packings:
+            found[Cell(containers=containers, stacks=stacks)] = None
+    return tuple(found)
+
+
+class _Session:
+    """One benchmark under way."""
+
+    def __init__(self, asked: Asked, rig: Rig, out: str, show: Show, began: float) -> None:
+        self._asked, self._rig, self._out, self._show, self._began = asked, rig, out, show, began
+        self._housed: dict[Cell, Housed] = {}
+        self._notes: list[str] = []
+        self._result: Result
+        self._argv: tuple[str, ...] = ()
+        self._device = False
+        self._limit = 120.0
+        self._block_seconds = 0.0
+
+    @property
+    def _budget(self) -> float:
+        return self._asked.budget or self._asked.scale.budget
+
+    def _spent(self) -> float:
+        return monotonic() - self._began
+
+    def _note(self, sentence: str) -> None:
+        self._notes.append(sentence)
+        self._show.note(sentence)
+
+    def prepare(self, version: str, image: str) -> None:
+        """Start the containers, make the clip, plan the work."""
+        asked = self._asked
+        bare = self._bare_possible()
+        if bare:
+            self._show.phase("unpacking the image for the bare cells")
+            self._rig.unpack()
+        matrix = cells(asked, bare=bare)
+        for cell in matrix:
+            self._show.phase(f"starting {cell.name}")
+            self._housed[cell] = self._rig.house(cell)
+        largest = max(cell.stacks for cell in matrix)
+        first = self._housed[Cell(containers=1, stacks=largest)]
+        name, inside = self._clip(first)
+        self._show.phase("planning")
+        first.agent.ask(ask="plan", accel=asked.accel, source=inside, codec=asked.codec, height=asked.height)
+        plan = first.agent.answer(_PLAN_LIMIT)
+        self._device = plan["device"] is not None
+        frames = self._fit(first, plan)
+        self._argv = cut(plan["argv"], frames, plan["frame_rate"])
+        self._result = Result(
+            kind="topology",
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            partial=True,
+            environment=environment(version, image).model_copy(
+                update={"ffmpeg": plan["ffmpeg"], "driver": plan["device"]["driver"] if self._device else ""}
+            ),
+            device=device(plan),
+            design=Design(
+                profile=asked.profile,
+                engine=asked.engine,
+                seed=asked.seed,
+                cells=matrix,
+                reference=Cell(containers=1, stacks=largest),
+                pilot_blocks=asked.pilot,
+                budget=self._budget,
+            ),
+            workload=Workload(
+                accel=plan["accel"],
+                clip=name,
+                codec=asked.codec,
+                width=plan["width"],
+                height=plan["height"],
+                frames=frames,
+                frame_rate=plan["frame_rate"],
+                argv=self._argv,
+            ),
+        )
+
+    def _bare_possible(self) -> bool:
+        if isinstance(self._rig.engine, Processes):
+            self._note("no bare cells: without containers, one process with all stacks is bare")
+            return False
+        if os.geteuid():
+            self._note("no bare cells: the image's own root file system can only be entered by root (sudo)")
+            return False
+        if ignored := granted(self._asked.options).ignored:
+            self._note(f"bare cells are not given these words for containers: {' '.join(ignored)}")
+        return True
+
+    def _clip(self, first: Housed) -> tuple[str, str]:
+        """The clip's name, and its path as the cells see it."""
+        if self._asked.clip:
+            name = os.path.basename(self._asked.clip)
+            ours, inside = self._rig.clip(f"clip{os.path.splitext(name)[1]}")
+            try:
+                shutil.copyfile(self._asked.clip, ours)
+            except OSError as failed:
+                raise InputMissing(
+                    f"the clip {self._asked.clip} cannot be read: {failed.strerror}", "Name another with --clip."
+                ) from None
+            os.chmod(ours, 0o644)
+            return name, inside
+        self._show.phase("making the clip")
+        seconds = self._asked.scale.clip
+        _, inside = self._rig.clip("made.mp4")
+        first.agent.ask(ask="make", argv=made_clip(seconds, inside), limit=_MAKE_LIMIT)
+        first.agent.answer(_MAKE_LIMIT + 10)
+        return f"made ({seconds:g} s)", inside
+
+    def _fit(self, first: Housed, plan: Mapping[str, Any]) -> int:
+        """How many frames a run takes, so that it is as long as the profile wants."""
+        trial = min(plan["frames"], _TRIAL_FRAMES)
+        seen = first.run(cut(plan["argv"], trial, plan["frame_rate"]), device=self._device, limit=self._limit)
+        self._refuse_trouble(first.cell, seen, trial)
+        pace = min(_pace(stack.frames, stack.ended - stack.started) for stack in seen.stacks)
+        wanted = round(pace * (self._asked.seconds or self._asked.scale.run))
+        frames = min(int(plan["frames"]), max(_TRIAL_FRAMES, wanted))
+        self._limit = 30 + 20 * frames / pace
+        return frames
+
+    def warm_up(self) -> None:
+        """Each cell once: caches are warm, containers proven, and a simulated device is not held up by the CPUs."""
+        for cell, housed in self._housed.items():
+            self._show.phase(f"warming up {cell.name}")
+            run = self._run(Run(block=0, place=0, cell=cell, warmup=True, stacks=(), start=housed.start))
+            if self._result.device.kind == "simulated" and run.cpu_busy > BUSY:
+                raise MachineBusy(
+                    f"the CPUs were {run.cpu_busy:.0%} busy with {cell.name}: they would be measured, and no device",
+                    "Take a smaller clip or fewer stacks, or a lower rate of the device, and end what else runs here.",
+                )
+        self._save()
+
+    def measure(self) -> None:
+        """The pilot, the number of blocks that it asks for, and those."""
+        design = self._result.design
+        for number in range(design.pilot_blocks):
+            if not self._block(number, pilot=True):
+                return
+        wanted = max(design.pilot_blocks, wanted_blocks(self._result))
+        blocks = min(wanted, design.pilot_blocks + max(0, int(self._left() / self._block_seconds)))
+        design = design.model_copy(update={"blocks": blocks, "wanted": wanted})
+        self._result = self._result.model_copy(update={"design": design})
+        for number in range(design.pilot_blocks, blocks):
+            if not self._block(number, pilot=False):
+                self._note(f"the time was over after {number} of {blocks} blocks")
+                return
+
+    def _left(self) -> float:
+        """Seconds for further blocks: the budget without what the end needs, a run and a kill of each cell."""
+        each = self._block_seconds / max(1, len(self._result.design.cells))
+        return self._budget - self._spent() - (each + 1.5) * len(self._result.design.cells)
+
+    def _block(self, number: int, *, pilot: bool) -> bool:
+        """One shuffled pass over all cells; False where there is no time left for it."""
+        if number >= 2 and self._left() < self._block_seconds:
+            return False
+        design, began = self._result.design, monotonic()
+        of = design.blocks or None
+        remaining = (of - number) * self._block_seconds if of else self._left()
+        self._show.block(number + 1, of, remaining)
+        runs = [
+            self._run(Run(block=number, place=place, cell=cell, again=again, pilot=pilot, stacks=()))
+            for place, (cell, again) in enumerate(order(design, number))
+        ]
+        self._result = self._result.model_copy(update={"runs": (*self._result.runs, *runs)})
+        self._save()
+        self._block_seconds = max(monotonic() - began, 1e-3)
+        return True
+
+    def _run(self, planned: Run) -> Run:
+        housed = self._housed[planned.cell]
+        before = ticks()
+        seen = housed.run(self._argv, device=self._device, limit=self._limit)
+        after = ticks()
+        self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
+        run = planned.model_copy(
+            update={
+                "stacks": seen.stacks,
+                "cpu_busy": round(after.busy(before), 4),
+                "steal": round(after.stolen(before), 4),
+                "load": os.getloadavg()[0],
+                "throttled": seen.throttled,
+            }
+        )
+        if planned.warmup:
+            self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
+        self._show.ran(run)
+        return run
+
+    def _refuse_trouble(self, cell: Cell, seen: Seen, frames: int) -> None:
+        for stack in seen.stacks:
+            short = f"it made {stack.frames} of {frames} pictures" if stack.frames != frames else ""
+            if why := stack.trouble or short:
+                raise BenchmarkFailed(
+                    f"a stack of {cell.name} failed: {why}", "`transcoder doctor` and `transcoder devices` say more."
+                )
+
+    def blast(self) -> None:
+        """Kill one container of each cell while all its stacks work."""
+        lost: list[Blast] = []
+        for cell, housed in self._housed.items():
+            if not cell.containers:
+                continue
+            self._show.phase(f"killing a container of {cell.name}")
+            after = 0.4 * _usual_seconds(self._result, cell)
+            gone, finished = blast(self._rig, housed, self._argv, after, device=self._device, limit=self._limit)
+            lost.append(Blast(cell=cell, lost=gone, finished=finished))
+        self._result = self._result.model_copy(update={"blast": tuple(lost)})
+
+    def conclude(self) -> Result:
+        """The whole result, which is no longer partial."""
+        digests = {stack.digest for run in self._result.runs for stack in run.stacks}
+        if len(digests) > 1 and self._result.workload.accel == "software":
+            self._note(f"the cells' outputs differ: {len(digests)} different files")
+        self._result = self._result.model_copy(update={"partial": False})
+        self._save()
+        return self._result
+
+    def _save(self) -> None:
+        self._result = self._result.model_copy(update={"notes": tuple(self._notes)})
+        write(self._result, self._out)
+
+
+def wanted_blocks(result: Result) -> int:
+    """How many blocks the pilot's spread asks for."""
+    return result.design.pilot_blocks * 4
+
+
+def order(design: Design, number: int) -> list[tuple[Cell, bool]]:
+    """The cells of a block in its order, each reference twice; True for its second run."""
+    references = {cell for cell in design.cells if cell.containers == 1}
+    runs = [(cell, False) for cell in design.cells] + [(cell, True) for cell in design.cells if cell in references]
+    random.Random(f"{design.seed} {number}").shuffle(runs)
+    return runs
+
+
+def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
+    """The words with only the first frames of the source read: half a frame less than the next one's time."""
+    before = list(argv).index("-i")
+    return (*argv[:before], "-t", f"{(frames - 0.5) / rate:.6f}", *argv[before:])
+
+
+def made_clip(seconds: float, path: str) -> list[str]:
+    """The words that make the default clip: moving edges over slow gradients with a camera's noise, always the same.
+
+    1280 × 720 at 25 frames per second, H.264 with a key frame every two seconds.
+    """
+    size = f"size=1280x720:rate=25:duration={seconds:g}"
+    sources = ["-f", "lavfi", "-i", f"gradients={size}:seed=1:speed=0.02", "-f", "lavfi", "-i", f"testsrc2={size}"]
+    graph = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]blend=all_mode=average,noise=alls=6:allf=t:all_seed=1"
+    encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-g", "50", "-pix_fmt", "yuv420p"]
+    return ["ffmpeg", "-nostdin", "-v", "error", "-y", *sources, "-filter_complex", graph, *encoder, path]
+
+
+def device(plan: Mapping[str, Any]) -> Device:
+    """What encodes: the driver of the GPU in software says that it is simulated."""
+    found = plan["device"]
+    if found is None:
+        return Device(kind="software", name=f"the CPUs, by {plan['route']}")
+    simulated = "simulated" in found["driver"].lower()
+    return Device(kind="simulated" if simulated else "real", name=found["driver"], address=found["address"])
+
+
+def refuse_unwritable(out: str) -> None:
+    """Raises TargetUnwritable where the result could not be written, before anything is measured."""
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.access(folder, os.W_OK):
+        raise TargetUnwritable(
+            f"the result {out} cannot be written: {folder} is not to be written to", "Name another with --out."
+        )
+
+
+def write(result: Result, out: str) -> None:
+    """Put the result in its file, whole or not at all."""
+    unfinished = _unfinished(out)
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            file.write(result.model_dump_json(indent=1) + "\n")
+        os.replace(unfinished, out)
+    except OSError as refused:
+        raise TargetUnwritable(f"the result {out} cannot be written: {refused.strerror}", "Make room.") from None
+
+
+def _unfinished(out: str) -> str:
+    folder, name = os.path.split(os.path.abspath(out))
+    return f"{folder}/.{name}.unfinished"
+
+
+def _pace(frames: int, seconds: float) -> float:
+    return max(1.0, frames / max(seconds, 1e-3))
+
+
+def _usual_seconds(result: Result, cell: Cell) -> float:
+    ended = [stack.ended for run in result.runs if run.cell == cell for stack in run.stacks]
+    return math.fsum(ended) / max(1, len(ended))
