@@ -1,15 +1,33 @@
 """How many streams a device bears: the search on values, and on the GPU in software, whose answer is known."""
 
+import json
 import math
+import os
 import random
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import gpu, services
+from tests.conftest import MakeClip
+from transcoder import Client, JobSpec
 from transcoder.bench import density
 from transcoder.bench.density import INTEL, LIVEPEER, REAL_TIME, Ask, Found, Limits, Seen
+from transcoder.bench.density_runner import with_found
+from transcoder.bench.result import Cell, Density, Design, Device, DeviceKind, Environment, Result, Workload
+from transcoder.capacity import CapacityFile
+from transcoder.errors import MachineBusy, SettingsError
+
+GPU = "0000:03:00.0"
+ONE = Cell(containers=1, stacks=1)
 
 Curve = Callable[[int], float]
 """The slowest stream, × real time, at a number of streams."""
@@ -155,3 +173,185 @@ def test_the_levels_are_the_medians_of_their_runs() -> None:
 def test_limits_that_prove_nothing_are_refused(limits: Limits) -> None:
     with pytest.raises(ValueError, match="at least 1 stream and 3 repeats"):
         density.following([], limits)
+
+
+def result(*found: Density, address: str = GPU, kind: DeviceKind = "real") -> Result:
+    """A whole result, of 29.97 frames a second."""
+    workload = Workload(accel="vaapi", clip="film", width=1920, height=1080, frames=300, frame_rate=30000 / 1001)
+    design = Design(profile="gpu", engine="docker", seed=0, cells=(ONE,), reference=ONE)
+    return Result(
+        kind="density",
+        made="2026-11-25T08:00:00+00:00",
+        environment=Environment(cpus=4, ffmpeg="7.1", transcoder="0.1.0"),
+        device=Device(kind=kind, name="a GPU", address=address),
+        design=design,
+        workload=workload,
+        density=found,
+    )
+
+
+def borne(streams: int, containers: int = 1, *, pixel_rate: float = 1e9, capped: bool = False) -> Density:
+    cell = Cell(containers=containers, stacks=max(1, streams))
+    three: Any = {"streams": streams, "intel": streams, "livepeer": streams}
+    return Density(cell=cell, **three, confirmed=True, capped=capped, levels=(), pixel_rate=pixel_rate)
+
+
+def test_the_capacity_file_has_room_for_exactly_the_streams_that_were_made_in_real_time() -> None:
+    found = with_found(CapacityFile(), result(borne(7), borne(6, containers=6))).devices[GPU]
+    cost = 1920 * 1080 * 30000 / 1001
+    assert sum([cost] * 6) <= found.pixels_per_second < sum([cost] * 7), "the packing that bore less decides"
+    assert (found.streams, found.packing) == (6, "6 × 1")
+    assert found.workload == "h264 1920x1080 at 29.97 fps, vaapi"
+
+
+@given(st.integers(1, 500), st.floats(1, 240), st.integers(16, 8192), st.integers(16, 8192))
+@settings(deadline=None)
+def test_no_rounding_of_a_sum_keeps_the_last_stream_out(streams: int, fps: float, width: int, height: int) -> None:
+    whole = result(borne(streams))
+    load = whole.workload.model_copy(update={"width": width, "height": height, "frame_rate": fps})
+    found = with_found(CapacityFile(), whole.model_copy(update={"workload": load})).devices[GPU]
+    assert sum([width * height * fps] * streams) <= found.pixels_per_second
+    assert sum([width * height * fps] * (streams + 1)) > found.pixels_per_second
+
+
+def test_where_not_one_stream_is_real_time_the_budget_is_what_it_was_made_at() -> None:
+    found = with_found(CapacityFile(), result(borne(0, pixel_rate=40e6))).devices[GPU]
+    assert (found.streams, found.pixels_per_second) == (0, 40_000_001)
+
+
+def test_what_the_cpus_bear_is_written_with_their_number_and_a_lower_bound_as_one() -> None:
+    before = with_found(CapacityFile(), result(borne(3)))
+    found = with_found(before, result(borne(5, capped=True), address="", kind="software"))
+    assert found.cpus is not None
+    assert (found.cpus.cpus, found.cpus.streams, found.cpus.at_least) == (4, 5, True)
+    assert found.devices == before.devices, "what it says of other devices stays"
+
+
+@dataclass
+class Bench:
+    """`transcoder bench density` on a machine whose GPU is in software, with agents that are processes."""
+
+    gpus: gpu.Machine
+    folder: Path
+    clip: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **self.gpus.environment,
+            "TRANSCODER_DRI": str(self.gpus.nodes),
+            "TRANSCODER_SYSFS": str(self.gpus.sysfs),
+            "TRANSCODER_PROC": str(self.gpus.proc),
+            "TRANSCODER_CACHE_FOLDER": str(self.folder / "cache"),
+        }
+
+    @property
+    def capacity(self) -> Path:
+        return self.folder / "capacity.json"
+
+    def run(self, *words: str, prefix: Sequence[str] = ()) -> tuple[int, str, Result | None]:
+        """Exit code, stderr, and the result where there is one."""
+        out = self.folder / "result.json"
+        command = [*prefix, sys.executable, "-m", "transcoder", "bench", "density", "--engine", "processes"]
+        command += ["--accel", "vaapi", "--clip", str(self.clip), "--out", str(out), *words]
+        environment = {**os.environ, **self.environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+        found = Result.model_validate_json(out.read_bytes()) if out.exists() else None
+        return done.returncode, done.stdout + done.stderr, found
+
+    def density(self, *words: str) -> Density:
+        code, said, found = self.run(*words)
+        assert code == 0, said
+        assert found is not None
+        assert not found.partial
+        return found.density[0]
+
+
+@pytest.fixture
+def bench(gpus: gpu.Machine, tmp_path: Path, make_clip: MakeClip) -> Bench:
+    # a picture of whole macroblocks, since the device takes as long as its surface is large
+    clip = make_clip("testsrc2=s=256x144:r=25:d=4", audio=False)
+    return Bench(gpus, tmp_path, clip)
+
+
+STREAM = 256 * 144 * 25
+"""Pixels per second of one stream in real time."""
+ENCODES: dict[str, object] = {"encode": "h264", "decode": "none", "vpp": False, "rc": "CQP"}
+
+
+@pytest.mark.parametrize(
+    ("engines", "each", "packing"),
+    [pytest.param(2, 1.75, "each", id="two engines, one in each"), pytest.param(1, 2.4, "one", id="one engine")],
+)
+def test_the_number_of_streams_is_what_the_engines_make(bench: Bench, engines: int, each: float, packing: str) -> None:
+    bench.gpus.add("renderD128", ENCODES, engines=engines, encode_rate=round(each * STREAM))
+    found = bench.density("--packing", packing, "--seconds", "1")
+    streams = math.floor(engines * each)
+    assert (found.streams, found.confirmed, found.capped) == (streams, True, False), found
+    assert found.livepeer == math.floor(engines * each / 1.25)
+    assert found.pixel_rate == pytest.approx(engines * each * STREAM, rel=0.1)
+    assert found.levels[0].slowest == pytest.approx(each, rel=0.1), "one stream has one engine"
+
+
+def test_a_device_that_takes_only_so_many_sessions_bears_so_many_streams(bench: Bench) -> None:
+    bench.gpus.add("renderD128", ENCODES, engines=4, encode_rate=3 * STREAM, max_sessions=2)
+    code, said, found = bench.run("--packing", "one", "--seconds", "0.4", "--capacity", str(bench.capacity))
+    assert code == 0, said
+    assert found is not None
+    assert (found.density[0].streams, found.density[0].confirmed) == (2, True)
+    assert any("1 × 3 counts as too slow: ffmpeg ended with" in note for note in found.notes)
+    assert json.loads(bench.capacity.read_text())["devices"][bench_address(bench)]["streams"] == 2
+
+
+def bench_address(bench: Bench) -> str:
+    return gpu.Gpu(bench.gpus, "renderD128").address
+
+
+def test_a_simulated_device_that_takes_the_cpus_is_refused(bench: Bench) -> None:
+    bench.gpus.add("renderD128", ENCODES)  # as fast as the CPU can
+    one_cpu = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))]
+    code, said, found = bench.run("--packing", "one", "--capacity", str(bench.capacity), prefix=one_cpu)
+    assert code == MachineBusy.exit_code, said
+    assert "of the CPUs: they would be measured, and no device" in said
+    assert not bench.capacity.exists()
+    assert found is None or found.partial
+
+
+def test_a_capacity_file_that_is_none_is_refused_before_anything_is_measured(bench: Bench) -> None:
+    bench.capacity.write_text("{}")
+    code, said, found = bench.run("--capacity", str(bench.capacity))
+    assert code == SettingsError.exit_code, said
+    assert found is None
+    assert bench.capacity.read_text() == "{}"
+
+
+def test_a_worker_takes_as_many_jobs_at_a_time_as_density_found_streams(bench: Bench, redis: services.Redis) -> None:
+    device = bench.gpus.add("renderD128", ENCODES, engines=2, encode_rate=round(1.25 * STREAM))
+    assert bench.density("--packing", "one", "--seconds", "1", "--capacity", str(bench.capacity)).streams == 2
+    device.configure(ENCODES, engines=2, encode_rate=round(0.4 * STREAM))  # slow, so that all three are seen at once
+    named: dict[str, Any] = {**bench.environment, "TRANSCODER_CAPACITY_FILE": str(bench.capacity)}
+    roots = [bench.folder, bench.clip.parent]
+    words = ("--serves", "hardware")
+    with services.worker(redis.url, bench.folder / "one", roots, *words, concurrency=4, **named) as worker:
+        client = Client(redis.url)
+        jobs = [client.submit(hard(bench, number)) for number in range(3)]
+        until(lambda: phases(client, jobs) == ["encoding", "encoding", "waiting"], worker)
+        device.configure(ENCODES)
+        until(lambda: all(client.status(job).is_finished for job in jobs), worker)
+        assert {client.status(job).state for job in jobs} == {"published"}, worker.log()
+
+
+def hard(bench: Bench, number: int) -> JobSpec:
+    words = {"source": str(bench.clip), "target": str(bench.folder / f"out{number}.mp4")}
+    return JobSpec.model_validate({**words, "acceleration": {"policy": "require"}})
+
+
+def phases(client: Client, jobs: Sequence[str]) -> list[str]:
+    return sorted(client.status(job).phase or "" for job in jobs)
+
+
+def until(true: Callable[[], bool], worker: services.Worker, within: float = 40) -> None:
+    deadline = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < deadline, worker.log()
+        time.sleep(0.05)
