@@ -66,6 +66,7 @@ def measure(asked: Asked, out: str, capacities: str | None, show: Show) -> Resul
     """
     for path in filter(None, (out, capacities)):
         runner.refuse_unwritable(path)
+    drafts = [runner._unfinished(path) for path in (out, capacities) if path]
     known = _known(capacities)
     chosen = engine(asked.engine)
     version = chosen.version()
@@ -73,7 +74,7 @@ def measure(asked: Asked, out: str, capacities: str | None, show: Show) -> Resul
     image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
-    with runner.in_order(), opened(made) as rig:
+    with runner.in_order(), opened(made, also=drafts) as rig:
         session = _Session(asked, rig, out, show)
         session.prepare(version, f"{image} {digest}".strip())
         result = session.search()
@@ -320,7 +321,7 @@ def _known(path: str | None) -> CapacityFile:
 
 def _write(text: str, path: str) -> None:
     """Whole or not at all: a worker may read it at any moment."""
-    draft = f"{path}.{os.getpid()}"
+    draft = runner._unfinished(path)
     try:
         with open(draft, "w", encoding="utf-8") as file:
             file.write(text)

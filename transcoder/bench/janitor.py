@@ -49,7 +49,7 @@ def sweep(program: str, places: Iterable[str]) -> None:
         path
         for place in places
         for path in glob.glob(f"{glob.escape(place)}/{PREFIX}*")
-        if os.path.isdir(path) and not os.path.islink(path) and os.stat(path).st_uid == os.geteuid()
+        if os.path.isdir(path) and not os.path.islink(path) and os.geteuid() in (0, os.stat(path).st_uid)
     }
     alive = {os.path.basename(path) for path in folders if _alive(path)}
     dead = {os.path.basename(path) for path in folders} - alive

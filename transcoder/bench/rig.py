@@ -301,7 +301,7 @@ def opened(made: Rig, also: Sequence[str] = ()) -> Iterator[Rig]:
         os.makedirs(made.folder)
         lock = after.enter_context(open(f"{made.folder}/{janitor.LOCK}", "wb"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.geteuid():
+        if made.engine.inside and not os.geteuid():
             os.chown(made.folder, *made.user)
         after.callback(made.close)
         yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,21 +14,27 @@ from time import monotonic
 from typing import Any, Literal, NoReturn, Protocol
 
 from transcoder import devices, settings
+from transcoder.bench import analysis, design
 from transcoder.bench.engines import Docker, Processes, engine, granted
 from transcoder.bench.environment import environment, ticks
-from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, Workload
+from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, StackRun, Workload
 from transcoder.bench.result import Engine as EngineName
 from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
 from transcoder.errors import BenchmarkFailed, InputMissing, MachineBusy, NoRoute, TargetUnwritable
 from transcoder.version import __version__
 
-PILOT = 8
 BUSY = 0.5
 """The share of the CPUs from which a simulated device is limited by them and not by its engines."""
 
-_TRIAL_FRAMES = 25
+_TRIAL_FRAMES = 50
+_LEAST_FRAMES = 10
+_LEAST_BLOCKS = 3
+"""Fewer have no interval; they are measured whatever time they take."""
 _PLAN_LIMIT = 300.0
 _MAKE_LIMIT = 300.0
+_KILL_SECONDS = 1.5
+_OVERRUN = 0.1
+"""The share of the budget by which the blocks may be slower than the pilot's before they end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Scale:
 
 
 SCALES: Mapping[Profile, Scale] = {
-    "quick": Scale(2.5, 10, (2,), 165),
+    "quick": Scale(2.5, 8, (2,), 165),
     "full": Scale(4, 20, (2, 4), 1500),
     "gpu": Scale(4, 60, (2, 4), 1500),
 }
@@ -65,7 +70,7 @@ class Asked:
     budget: float | None = None
     seconds: float | None = None
     """Of one run."""
-    pilot: int = PILOT
+    pilot: int = design.PILOT_BLOCKS
     options: tuple[str, ...] = field(default=())
 
     @property
@@ -170,16 +175,6 @@ def hardware(asked: Asked, chosen: Docker | Processes) -> Given:
     )
 
 
-def cells(asked: Asked, *, bare: bool) -> tuple[Cell, ...]:
-    """The ways to pack each number of stacks: bare, all in one container, one in each, and in between."""
-    found: dict[Cell, None] = {}
-    for stacks in asked.stacks or asked.scale.stacks:
-        packings = [1, *([stacks // 2] if stacks % 2 == 0 else []), stacks]
-        for containers in ([0] if bare else []) + packings:
-            found[Cell(containers=containers, stacks=stacks)] = None
-    return tuple(found)
-
-
 class _Session:
     """One benchmark under way."""
 
@@ -191,7 +186,7 @@ class _Session:
         self._argv: tuple[str, ...] = ()
         self._device = False
         self._limit = 120.0
-        self._block_seconds = 0.0
+        self._seconds: list[float] = []
 
     @property
     def _budget(self) -> float:
@@ -211,12 +206,12 @@ class _Session:
         if bare:
             self._show.phase("unpacking the image for the bare cells")
             self._rig.unpack()
-        matrix = cells(asked, bare=bare)
+        matrix = design.cells(asked.stacks or asked.scale.stacks, bare=bare)
         for cell in matrix:
             self._show.phase(f"starting {cell.name}")
             self._housed[cell] = self._rig.house(cell)
-        largest = max(cell.stacks for cell in matrix)
-        first = self._housed[Cell(containers=1, stacks=largest)]
+        reference = design.whole(matrix)
+        first = self._housed[reference]
         name, inside = self._clip(first)
         self._show.phase("planning")
         first.agent.ask(ask="plan", accel=asked.accel, source=inside, codec=asked.codec, height=asked.height)
@@ -237,7 +232,7 @@ class _Session:
                 engine=asked.engine,
                 seed=asked.seed,
                 cells=matrix,
-                reference=Cell(containers=1, stacks=largest),
+                reference=reference,
                 pilot_blocks=asked.pilot,
                 budget=self._budget,
             ),
@@ -289,9 +284,9 @@ class _Session:
         trial = min(plan["frames"], _TRIAL_FRAMES)
         seen = first.run(cut(plan["argv"], trial, plan["frame_rate"]), device=self._device, limit=self._limit)
         self._refuse_trouble(first.cell, seen, trial)
-        pace = min(_pace(stack.frames, stack.ended - stack.started) for stack in seen.stacks)
+        pace = min(map(_pace, seen.stacks))
         wanted = round(pace * (self._asked.seconds or self._asked.scale.run))
-        frames = min(int(plan["frames"]), max(_TRIAL_FRAMES, wanted))
+        frames = min(int(plan["frames"]), max(_LEAST_FRAMES, wanted))
         self._limit = 30 + 20 * frames / pace
         return frames
 
@@ -309,47 +304,57 @@ class _Session:
 
     def measure(self) -> None:
         """The pilot, the number of blocks that it asks for, and those."""
-        design = self._result.design
-        for number in range(design.pilot_blocks):
-            if not self._block(number, pilot=True):
-                return
-        wanted = max(design.pilot_blocks, wanted_blocks(self._result))
-        blocks = min(wanted, design.pilot_blocks + max(0, int(self._left() / self._block_seconds)))
-        design = design.model_copy(update={"blocks": blocks, "wanted": wanted})
-        self._result = self._result.model_copy(update={"design": design})
-        for number in range(design.pilot_blocks, blocks):
-            if not self._block(number, pilot=False):
+        asked = self._result.design
+        orders = design.blocks(asked.cells, asked.reference, asked.seed)
+        piloted = 0
+        while piloted < asked.pilot_blocks and (piloted < _LEAST_BLOCKS or self._left() > self._block()):
+            self._show.block(piloted + 1, None, self._left())
+            self._measure(piloted, next(orders), pilot=True)
+            piloted += 1
+        blocks, wanted = design.fixed_blocks(
+            analysis.deviation(self._result),
+            asked.margin,
+            seconds=self._block(),
+            left=self._left(),
+            pilot=piloted,
+        )
+        self._result = self._result.model_copy(
+            update={"design": asked.model_copy(update={"blocks": blocks, "wanted": wanted})}
+        )
+        for number in range(piloted, blocks):
+            if self._left() < -_OVERRUN * self._budget:
                 self._note(f"the time was over after {number} of {blocks} blocks")
                 return
+            self._show.block(number + 1, blocks, design.seconds_left(blocks - number, self._block()))
+            self._measure(number, next(orders), pilot=False)
+
+    def _block(self) -> float:
+        """Seconds that a block takes."""
+        turns = len(self._result.design.cells) + 1
+        return design.block_seconds(self._seconds, turns, self._asked.seconds or self._asked.scale.run)
 
     def _left(self) -> float:
         """Seconds for further blocks: the budget without what the end needs, a run and a kill of each cell."""
-        each = self._block_seconds / max(1, len(self._result.design.cells))
-        return self._budget - self._spent() - (each + 1.5) * len(self._result.design.cells)
+        cells = len(self._result.design.cells)
+        return self._budget - self._spent() - cells * (self._block() / (cells + 1) + _KILL_SECONDS)
 
-    def _block(self, number: int, *, pilot: bool) -> bool:
-        """One shuffled pass over all cells; False where there is no time left for it."""
-        if number >= 2 and self._left() < self._block_seconds:
-            return False
-        design, began = self._result.design, monotonic()
-        of = design.blocks or None
-        remaining = (of - number) * self._block_seconds if of else self._left()
-        self._show.block(number + 1, of, remaining)
+    def _measure(self, number: int, turns: Sequence[design.Turn], *, pilot: bool) -> None:
+        began = monotonic()
         runs = [
-            self._run(Run(block=number, place=place, cell=cell, again=again, pilot=pilot, stacks=()))
-            for place, (cell, again) in enumerate(order(design, number))
+            self._run(Run(block=number, place=place, cell=turn.cell, again=turn.again, pilot=pilot, stacks=()))
+            for place, turn in enumerate(turns)
         ]
         self._result = self._result.model_copy(update={"runs": (*self._result.runs, *runs)})
         self._save()
-        self._block_seconds = max(monotonic() - began, 1e-3)
-        return True
+        self._seconds.append(monotonic() - began)
 
     def _run(self, planned: Run) -> Run:
         housed = self._housed[planned.cell]
         before = ticks()
         seen = housed.run(self._argv, device=self._device, limit=self._limit)
         after = ticks()
-        self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
+        if planned.warmup:
+            self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
         run = planned.model_copy(
             update={
                 "stacks": seen.stacks,
@@ -365,6 +370,7 @@ class _Session:
         return run
 
     def _refuse_trouble(self, cell: Cell, seen: Seen, frames: int) -> None:
+        """A stack that fails before anything counts will fail again; later on its run is left out of the analysis."""
         for stack in seen.stacks:
             short = f"it made {stack.frames} of {frames} pictures" if stack.frames != frames else ""
             if why := stack.trouble or short:
@@ -386,29 +392,15 @@ class _Session:
 
     def conclude(self) -> Result:
         """The whole result, which is no longer partial."""
-        digests = {stack.digest for run in self._result.runs for stack in run.stacks}
-        if len(digests) > 1 and self._result.workload.accel == "software":
-            self._note(f"the cells' outputs differ: {len(digests)} different files")
-        self._result = self._result.model_copy(update={"partial": False})
+        self._show.phase("working out what follows")
+        whole = self._result.model_copy(update={"partial": False})
+        self._result = whole.model_copy(update={"verdicts": analysis.verdicts(analysis.analyse(whole), whole)})
         self._save()
         return self._result
 
     def _save(self) -> None:
         self._result = self._result.model_copy(update={"notes": tuple(self._notes)})
         write(self._result, self._out)
-
-
-def wanted_blocks(result: Result) -> int:
-    """How many blocks the pilot's spread asks for."""
-    return result.design.pilot_blocks * 4
-
-
-def order(design: Design, number: int) -> list[tuple[Cell, bool]]:
-    """The cells of a block in its order, each reference twice; True for its second run."""
-    references = {cell for cell in design.cells if cell.containers == 1}
-    runs = [(cell, False) for cell in design.cells] + [(cell, True) for cell in design.cells if cell in references]
-    random.Random(f"{design.seed} {number}").shuffle(runs)
-    return runs
 
 
 def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
@@ -463,8 +455,12 @@ def _unfinished(out: str) -> str:
     return f"{folder}/.{name}.unfinished"
 
 
-def _pace(frames: int, seconds: float) -> float:
-    return max(1.0, frames / max(seconds, 1e-3))
+def _pace(stack: StackRun) -> float:
+    """Frames per second between the first report and the last; over all its time where there are none."""
+    first, last = (stack.stamps[0], stack.stamps[-1]) if stack.stamps else (None, None)
+    if first and last and last.frames > first.frames:
+        return (last.frames - first.frames) / (last.at - first.at)
+    return max(1.0, stack.frames / max(stack.ended - stack.started, 1e-3))
 
 
 def _usual_seconds(result: Result, cell: Cell) -> float:

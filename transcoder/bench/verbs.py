@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from transcoder.bench.analysis import Analysis, Contrast
+    from transcoder.bench.result import Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,11 +110,88 @@ def topology(
         pilot=pilot,
         options=tuple(run_option or ()),
     )
-    with display() as show:
+    with _keeping(path), display() as show:
         result = runner.topology(asked, path, show)
-    if json:
-        screen.as_json(result)
+    screen.as_json(result) if json else _conclude(result, path)
+
+
+@contextmanager
+def _keeping(path: str) -> Iterator[None]:
+    """Whatever ends a benchmark: what was measured is in its file, and is shown."""
+    from transcoder.bench.result import Result
+
+    try:
+        yield
+    except BaseException:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                _conclude(Result.model_validate_json(file.read()), path)
+        raise
+
+
+def _conclude(result: Result, path: str) -> None:
+    """The verdict, the cells, what makes it doubtful, and where all of it is."""
+    from transcoder import screen
+    from transcoder.bench.analysis import analyse
+
+    found = analyse(result)
+    screen.line(found.headline)
+    if result.kind == "density":
+        screen.table(("containers × stacks", "slowest, × real time", "runs"), _levels(result))
+    else:
+        screen.table(_COLUMNS, [*_again(found), *_rows(found)])
+    for sentence in (*found.troubles, *result.notes):
+        screen.line(f"note: {sentence}")
     screen.line(path)
+
+
+_COLUMNS = (
+    "containers × stacks",
+    "fps [least–most]",
+    "ratio (90 %)",
+    "verdict",
+    "CPU s/1,000",
+    "p95 s",
+    "MiB",
+    "start s",
+    "lost",
+)
+
+
+def _levels(result: Result) -> Iterator[tuple[str, ...]]:
+    for found in result.density:
+        for level in found.levels:
+            yield (level.cell.name, f"{level.slowest:.2f}", str(level.runs))
+
+
+def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
+    ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
+    for row in found.rows:
+        yield (
+            row.cell.name,
+            f"{row.fps[1]:.3g} [{row.fps[0]:.3g}–{row.fps[2]:.3g}]",
+            *_ratio(ratios.get(row.cell)),
+            f"{row.cpu:.3g}",
+            f"{row.latency95:.3g}",
+            f"{row.pss / (1 << 20):.0f}",
+            f"{row.start:.2f}",
+            "" if row.lost is None else str(row.lost),
+        )
+
+
+def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
+    """The reference against itself: what differs here is noise."""
+    for one in found.contrasts:
+        if one.again and one.metric == "fps":
+            yield (f"{one.cell.name} against itself", "", *_ratio(one), "", "", "", "", "")
+
+
+def _ratio(contrast: Contrast | None) -> tuple[str, str]:
+    if contrast is None:
+        return "1", "the reference"
+    if contrast.ratio is None:
+        return "", contrast.verdict
+    return f"{contrast.ratio.value:.3f} ({contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f})", contrast.verdict
 
 
 @app.command(
@@ -166,7 +249,6 @@ def density(
 ) -> None:
     from transcoder import screen, settings
     from transcoder.bench import density_runner
-    from transcoder.bench.analysis import analyse
     from transcoder.bench.density import Limits
     from transcoder.bench.display import display
 
@@ -185,10 +267,6 @@ def density(
         packings=density_runner.PACKINGS if packing == "both" else (packing,),
         options=tuple(run_option or ()),
     )
-    with display() as show:
+    with _keeping(path), display() as show:
         result = density_runner.measure(asked, path, capacity, show)
-    if json:
-        screen.as_json(result)
-        return
-    screen.line(analyse(result).headline)
-    screen.line(path)
+    screen.as_json(result) if json else _conclude(result, path)
