@@ -270,7 +270,7 @@ class _Session:
             self._notes.append(note)
             self._show.note(note)
             return 0.0
-        return min(throughput(run)[0]) / load.frame_rate
+        return min(paces(run)) / load.frame_rate
 
     def _save(self) -> None:
         found = tuple(self._found(crowd) for crowd in self._crowds if crowd.seen)
@@ -281,7 +281,7 @@ class _Session:
         found = density.found(crowd.seen, self._limits)
         load, cell = self._result.workload, crowd.cell(max(1, found.streams))
         at_it = [run for run in self._result.runs if run.cell == cell and not run.warmup]
-        rates = [sum(throughput(run)[0]) for run in at_it if not _trouble(run.stacks, load.frames)]
+        rates = [sum(paces(run)) for run in at_it if not _trouble(run.stacks, load.frames)]
         return Density(
             cell=cell,
             streams=found.streams,
@@ -295,6 +295,19 @@ class _Session:
             ),
             pixel_rate=load.width * load.height * median(rates) if rates else 0.0,
         )
+
+
+def paces(run: Run) -> tuple[float, ...]:
+    """Frames per second of each stream while all of them encode.
+
+    Without ffmpeg's reports that all frames are made: they come when it has closed the file and the device, and a fast
+    stream is done in a second.
+    """
+    stacks = [
+        stack.model_copy(update={"stamps": tuple(one for one in stack.stamps if one.frames < stack.frames)})
+        for stack in run.stacks
+    ]
+    return throughput(run.model_copy(update={"stacks": tuple(stacks)}))[0]
 
 
 def work(run: Run) -> float:
