@@ -182,7 +182,7 @@ def start(tmp_path: Path, clip: Path) -> Iterator[Callable[..., Benchmark]]:
 
 @pytest.mark.parametrize("moment", ["starting 2 × 1", "warming up 1 × 2", "block 2", "killing a container of 2 × 1"])
 def test_killing_it_at_any_moment_leaves_neither_process_nor_file(start: Callable[..., Benchmark], moment: str) -> None:
-    benchmark = start("--budget", "8") if "killing" in moment else start()
+    benchmark = start("--budget", "1") if "killing" in moment else start()
     benchmark.until(moment)
     assert benchmark.left()
     benchmark.process.kill()
