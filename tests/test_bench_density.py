@@ -19,10 +19,22 @@ from hypothesis import strategies as st
 from tests import gpu, services
 from tests.conftest import MakeClip
 from transcoder import Client, JobSpec
-from transcoder.bench import density
+from transcoder.bench import density, density_runner
 from transcoder.bench.density import INTEL, LIVEPEER, REAL_TIME, Ask, Found, Limits, Seen
 from transcoder.bench.density_runner import with_found
-from transcoder.bench.result import Cell, Density, Design, Device, DeviceKind, Environment, Result, Workload
+from transcoder.bench.result import (
+    Cell,
+    Density,
+    Design,
+    Device,
+    DeviceKind,
+    Environment,
+    Result,
+    Run,
+    StackRun,
+    Stamp,
+    Workload,
+)
 from transcoder.capacity import CapacityFile
 from transcoder.errors import MachineBusy, SettingsError
 
@@ -355,3 +367,11 @@ def until(true: Callable[[], bool], worker: services.Worker, within: float = 40)
     while not true():
         assert time.monotonic() < deadline, worker.log()
         time.sleep(0.05)
+
+
+def test_the_report_that_comes_when_the_device_is_closed_makes_no_stream_slower() -> None:
+    stamps = tuple(Stamp(at=0.1 * number, frames=10 * number) for number in range(1, 11))
+    late = Stamp(at=1.5, frames=100)  # all frames were made at 1 s
+    stack = StackRun(container=0, started=0, ended=1.6, frames=100, stamps=(*stamps, late))
+    run = Run(block=0, place=0, cell=Cell(containers=1, stacks=2), stacks=(stack, stack))
+    assert density_runner.paces(run) == pytest.approx((100, 100))
