@@ -146,8 +146,6 @@ def _warnings(a: Side, b: Side) -> list[Block]:
     if a.result.workload.argv != b.result.workload.argv:
         found.append("ffmpeg was told different things; see what differs.")
     for side in (a, b):
-        if side.result.partial:
-            found.append(f"{side.name} was ended before its time.")
         found += [f"{side.name}: {trouble}" for trouble in (*side.analysis.troubles, *side.result.notes)]
     return [
         Paragraph(f"{a.name} says: {a.analysis.headline}"),

@@ -140,8 +140,7 @@ def level_curves(densities: Iterable[Density]) -> tuple[Curve, ...]:
 
 
 def _doubts(result: Result, analysis: Analysis) -> list[Block]:
-    found = ["This run was ended before its time: what follows rests on the part that was measured."]
-    found = [*(found if result.partial else []), *analysis.troubles, *result.notes]
+    found = [*analysis.troubles, *result.notes]
     if result.device.kind == "simulated":
         found.insert(0, f"The device is {DEVICES['simulated']}.")
     return [Bullets(tuple(dict.fromkeys(found)), loud=True)] if found else []
@@ -418,9 +417,11 @@ def _again(result: Result) -> list[Block]:
 
 def command_line(result: Result) -> str:
     """The command that asks the same."""
-    design = result.design
-    words = ["transcoder", "bench", result.kind, "--profile", design.profile]
+    design, work = result.design, result.workload
+    words = ["transcoder", "bench", result.kind]
     if result.kind == "topology":
+        words += ["--profile", design.profile, "--seed", str(design.seed)]
         words += ["--stacks", ",".join(str(n) for n in sorted({cell.stacks for cell in design.cells}) or [1])]
-        words += ["--height", str(result.workload.height), "--seed", str(design.seed)]
-    return " ".join([*words, "--accel", result.workload.accel, "--engine", design.engine])
+    else:
+        words += ["--codec", work.codec]
+    return " ".join([*words, "--height", str(work.height), "--accel", work.accel, "--engine", design.engine])
