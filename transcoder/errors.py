@@ -190,6 +190,13 @@ class BenchmarkFailed(TranscoderError):
     summary = "a stack or a container of a benchmark failed"
 
 
+class ResultUnusable(TranscoderError):
+    """A benchmark's result that cannot be read (no result, another schema version) or compared (other work)."""
+
+    exit_code = 25
+    summary = "a benchmark's result cannot be read, or not compared with the other"
+
+
 def exit_codes() -> tuple[tuple[int, str], ...]:
     """The documented table of exit codes, in order: (code, meaning)."""
     ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}

@@ -28,6 +28,7 @@ from typing import TypeVar, get_args
 
 from transcoder import bell, log, metrics, placement, queue, retry, settings, slots, spec
 from transcoder.breaker import Rules
+from transcoder.capacity import Budget, Budgets, CapacityFile
 from transcoder.command import Command
 from transcoder.drain import Drain
 from transcoder.errors import (
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`transcoder worker`: work until a signal. Gives the exit code.
 
     Raises:
-        SettingsError: a variable is wrong, or the media roots are not set.
+        SettingsError: a variable is wrong, the media roots are not set, or the capacity file cannot be used.
         FfmpegMissing: ffmpeg is missing or too old; no job was taken.
         NoRoute: only hardware is to be served, and no device here proved anything.
     """
@@ -138,6 +139,7 @@ def _post(arguments: argparse.Namespace, chosen: Settings) -> Post:
 
 def _work(chosen: Settings, post: Post) -> int:
     policy = chosen.policy()
+    budgets = _budgets(chosen)
     log.configure(chosen.log_format, chosen.log_level, sys.stdout)
     for sentence in settings.unknown():
         log.LOGGER.warning(sentence)
@@ -147,8 +149,7 @@ def _work(chosen: Settings, post: Post) -> int:
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
     station = Station(post, policy, rules, changed=heart.changed)
     redis = connect(chosen.broker_url)
-    budget = chosen.software_budget or PER_CPU * cpus()
-    share = Share(Slots(redis), chosen.device_budget, budget, Space(redis))
+    share = Share(Slots(redis), budgets, Space(redis))
     equipped: Future[Equipment] = Future()
     looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
     reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
@@ -176,6 +177,19 @@ def _work(chosen: Settings, post: Post) -> int:
     if equipped.done():
         equipped.result().endpoint_close()
     return code
+
+
+def _budgets(chosen: Settings) -> Budgets:
+    explicit = chosen.model_fields_set
+    return Budgets(
+        device=chosen.device_budget if "device_budget" in explicit else None,
+        software=chosen.software_budget if "software_budget" in explicit else None,
+        device_default=chosen.device_budget,
+        cpu_default=PER_CPU,
+        cpus=cpus(),
+        path=chosen.capacity_file,
+        measured=settings.read_capacities(chosen.capacity_file) if chosen.capacity_file else CapacityFile(),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +237,22 @@ def _look(
     if chosen.metrics_port:
         close = metrics.serve(gathered, chosen.metrics_port, chosen.metrics_host, heart.beats).close
     equipped.set_result(Equipment(station, share, gathered, close))
+    _say_budget(share, None)
     station.open(machine)
     station.look_closer(machine, chosen.cache_folder)
+    if device := station.told().device:
+        _say_budget(share, device)
+
+
+def _say_budget(share: Share, device: str | None) -> None:
+    budget, name = share.budget(device), device or "cpu"
+    log.write(
+        "budget",
+        f"{name} bears {budget.pixels_per_second:,.0f} pixels/s ({budget.source})",
+        device=name,
+        pixels_per_second=budget.pixels_per_second,
+        source=budget.source,
+    )
 
 
 def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBack], None]:
@@ -239,15 +267,19 @@ def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBac
 class Share:
     """What this worker may take of its device, its CPUs and its disks, which others take of, too."""
 
-    def __init__(self, leases: Slots, device_budget: float, software_budget: float, space: Space) -> None:
+    def __init__(self, leases: Slots, budgets: Budgets, space: Space) -> None:
         self.slots = leases
         self.space = space
-        self._device_budget = device_budget
-        self._cpus = slots.of_cpus(software_budget)
+        self._budgets = budgets
+        self._cpus = slots.of_cpus(budgets.of_cpus().pixels_per_second)
+
+    def budget(self, device: str | None) -> Budget:
+        """What the device, or the CPUs for None, bear, and who says so."""
+        return self._budgets.of_device(device) if device else self._budgets.of_cpus()
 
     def capacity(self, device: str | None) -> Capacity:
         """The device, or the CPUs for None."""
-        return slots.of_device(device, self._device_budget) if device else self._cpus
+        return slots.of_device(device, self.budget(device).pixels_per_second) if device else self._cpus
 
     def usage(self, device: str | None) -> Mapping[str, slots.Usage]:
         """How much of each is taken, by everybody."""
