@@ -308,6 +308,8 @@ class _Following:
         for report in self._readers[stack.pid].feed(data):
             if self._proc and report.last:  # after it ffmpeg closes the device, and the counters are gone
                 stack.count(self._proc)
+            if report.frame and not stack.stamps:  # a short run may end before the next look
+                stack.weigh()
             if report.frame:
                 stack.stamps.append({"at": now - self._at, "frames": report.frame})
 
