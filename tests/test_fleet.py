@@ -216,7 +216,7 @@ def test_a_job_that_prefers_hardware_waits_for_it_and_then_goes_to_software(flee
     fleet.add(encode_rate=2_000_000)
     long = make_clip("testsrc2=s=320x180:r=25:d=20", audio=False)
     for name, serves in (("gpu", "hardware"), ("cpu", "software")):
-        fleet.worker(name, "--serves", serves, TRANSCODER_PREFER_WAIT="4")
+        fleet.worker(name, "--serves", serves, TRANSCODER_PREFER_WAIT="4", TRANSCODER_ORDER="arrival")
     busy = fleet.submit(long)
     fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
     waiting, required = fleet.submit(), fleet.submit(**REQUIRE)
@@ -235,6 +235,24 @@ def test_a_job_that_prefers_hardware_waits_for_it_and_then_goes_to_software(flee
     assert hops == ['transcoder_hops_total{queue="hw.h264",reason="waited"} 1.0']
     fleet.client.cancel(busy)
     assert fleet.made_on(required) == FIRST
+
+
+def test_a_job_goes_to_software_at_once_where_it_ends_sooner_there(fleet: Fleet, make_clip: MakeClip) -> None:
+    fleet.add(encode_rate=2_000_000)
+    long = make_clip("testsrc2=s=320x180:r=25:d=20", audio=False)
+    for name, serves in (("gpu", "hardware"), ("cpu", "software")):
+        fleet.worker(name, "--serves", serves)
+    busy = fleet.submit(long)
+    fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
+    missing, long_too, short = fleet.submit(fleet.folder / "missing.mp4"), fleet.submit(long), fleet.submit()
+    assert fleet.made_on(short) is None
+    status = fleet.client.status(short)
+    assert (status.started or 0) - status.created < 20, "a minute before it would have gone unknown"
+    assert "goes to software: it ends sooner there" in [moment.detail for moment in status.history]
+    assert [fleet.client.status(one).state for one in (missing, long_too)] == ["queued"] * 2
+    fleet.client.cancel(busy)
+    fleet.client.cancel(missing)
+    assert fleet.made_on(long_too) == FIRST
 
 
 def test_jobs_that_prefer_hardware_leave_a_queue_that_nobody_serves_any_more(fleet: Fleet) -> None:
