@@ -248,6 +248,13 @@ def test_software_gets_no_more_than_it_has_free_places(ledger: Ledger, plain: re
     assert [hop.job_id for hop in look(ledger, plain)] == ["c"]
 
 
+def test_what_has_gone_to_software_is_no_longer_before_hardware(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "gpu", HW)
+    live(ledger, "cpu", SOFTWARE, places=2)
+    wait(ledger, {"long": round(10 * MOST) - 10, "a": 10, "b": 11})
+    assert [hop.job_id for hop in look(ledger, plain)] == ["a"], "hardware is now through with the rest before b"
+
+
 def test_many_places_of_hardware_are_through_sooner(ledger: Ledger, plain: redis_py.Redis) -> None:
     live(ledger, "cpu", SOFTWARE)
     live(ledger, "gpu", HW, places=2)
@@ -276,6 +283,16 @@ def test_a_job_that_is_not_known_goes_when_it_has_waited_enough(ledger: Ledger, 
     for index in ("waiting", "prefer"):
         plain.zadd(f"transcoder:{index}:{HW}", {"known": time.time() - 61, "unknown": time.time() - 61}, xx=True)
     assert look(ledger, plain) == [Hop("unknown", HW, "waited")]
+
+
+def test_a_known_job_that_comes_back_is_still_known(ledger: Ledger, plain: redis_py.Redis) -> None:
+    live(ledger, "gpu", HW)
+    live(ledger, "cpu", SOFTWARE)
+    wait(ledger, {"a": 100})
+    ledger.hand_back("a", claim(ledger, "a", "gpu").fence, "why")
+    for index in ("waiting", "prefer"):
+        plain.zadd(f"transcoder:{index}:{HW}", {"a": time.time() - 61}, xx=True)
+    assert look(ledger, plain) == [], "hardware is through with it sooner than software"
 
 
 def test_a_known_job_leaves_hardware_that_is_gone(ledger: Ledger, plain: redis_py.Redis) -> None:

@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests import gpu, services
 from tests.conftest import MakeClip
 from transcoder import Client, JobSpec, Status
 from transcoder.errors import NoRoute
-from transcoder.ledger import Heard
+from transcoder.ledger import Heard, Ledger
 
 PREFER, REQUIRE, NEVER = (dict[str, Any](acceleration={"policy": name}) for name in ("prefer", "require", "never"))
 ADDRESSES = {"renderD128": "0000:00:02.0", "renderD129": "0000:03:00.0"}
@@ -83,6 +83,10 @@ class Fleet:
         while not true():
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
+
+    def record(self, job_id: str) -> Mapping[str, str]:
+        with closing(Ledger(self.redis.url)) as ledger:
+            return ledger.record(job_id).fields
 
     def end(self, job_id: str) -> Status:
         self.until(lambda: self.client.status(job_id).is_finished)
@@ -244,11 +248,14 @@ def test_a_job_goes_to_software_at_once_where_it_ends_sooner_there(fleet: Fleet,
         fleet.worker(name, "--serves", serves)
     busy = fleet.submit(long)
     fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
-    missing, long_too, short = fleet.submit(fleet.folder / "missing.mp4"), fleet.submit(long), fleet.submit()
-    assert fleet.made_on(short) is None
+    missing, short = fleet.submit(fleet.folder / "missing.mp4"), fleet.submit()
+    assert fleet.made_on(short) is None, "all that hardware has before it is what runs there"
     status = fleet.client.status(short)
     assert (status.started or 0) - status.created < 20, "a minute before it would have gone unknown"
     assert "goes to software: it ends sooner there" in [moment.detail for moment in status.history]
+    long_too = fleet.submit(long)
+    fleet.until(lambda: "effort" in fleet.record(long_too))
+    time.sleep(2)
     assert [fleet.client.status(one).state for one in (missing, long_too)] == ["queued"] * 2
     fleet.client.cancel(busy)
     fleet.client.cancel(missing)
