@@ -396,9 +396,12 @@ HEAD = (
 )
 
 
-def compare(url: str, site: Site, seeds: Sequence[int]) -> list[Found]:
-    """The product's queue beside plain FIFO, longest-first, and orders that know the lengths."""
-    effort, arrival = Simulation(url, site), Simulation(url, site, None)
+def compare(url: str, site: Site, seeds: Sequence[int], told: float = SLOWER) -> list[Found]:
+    """The product's queue beside plain FIFO, longest-first, and orders that know the lengths.
+
+    `told` is how many times slower software is in the eyes of the queue.
+    """
+    effort, arrival = Simulation(url, site, told), Simulation(url, site, None)
     waits: list[float] = []
 
     def simulated(simulation: Simulation) -> Callable[[list[float]], float]:
@@ -438,13 +441,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mixes", type=int, default=300, help="how many, with the seeds 0, 1, 2 …")
     parser.add_argument("--jobs", type=int, default=Site.jobs, help="in a mix")
     parser.add_argument("--middle", type=float, default=Site.middle, help="seconds of the median job on hardware")
+    parser.add_argument("--slower", type=float, default=Site.slower, help="times that software is slower")
+    parser.add_argument("--told", type=float, default=SLOWER, help="TRANSCODER_SOFTWARE_SLOWER")
     parser.add_argument("--out", type=Path, help="a folder for ordering.md and ordering.json")
     asked = parser.parse_args(argv)
-    site, began = Site(jobs=asked.jobs, middle=asked.middle), time.monotonic()
+    site, began = Site(jobs=asked.jobs, middle=asked.middle, slower=asked.slower), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="transcoder-bench-") as folder:
         about = machine_room.environment(Path(folder))
         with services.private_redis(Path(folder)) as redis:
-            found = compare(redis.url, site, range(asked.mixes))
+            found = compare(redis.url, site, range(asked.mixes), asked.told)
     print("\n".join("  ".join(cells) for cells in (HEAD, *(one.cells() for one in found))))
     print(f"{asked.mixes} mixes, {time.monotonic() - began:.0f} s")
     if asked.out:
