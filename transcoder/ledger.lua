@@ -584,102 +584,104 @@ local function waited_enough(queue, wait, all)
   return found
 end
 
--- by worker: how many jobs it runs, and pixels that they have left, as far as that is known
-local function in_hand()
-  local jobs, left = {}, {}
-  for _, id in ipairs(redis.call('ZRANGE', state_key('running'), 0, -1)) do
-    local owner, effort, progress = unpack(redis.call('HMGET', job_key(id), 'owner', 'effort', 'progress'))
-    local done = tonumber(progress and cjson.decode(progress).fraction) or 0
-    jobs[owner] = (jobs[owner] or 0) + 1
-    left[owner] = (left[owner] or 0) + (tonumber(effort) or 0) * (1 - done)
-  end
-  return jobs, left
-end
-
--- of the live workers that serve a queue: places, free places, and pixels that they and the queue have before them
-local function load_of(queue, jobs, left)
-  local places, free, pixels = 0, 0, tonumber(redis.call('HGET', 'transcoder:backlog', queue) or 0)
-  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', serving_key(queue), now - ALIVE, '+inf')) do
-    local own = tonumber(redis.call('HGET', worker_key(owner), 'places') or 0)
-    places = places + own
-    free = free + math.max(0, own - (jobs[owner] or 0))
-    pixels = pixels + (left[owner] or 0)
-  end
-  return places, free, pixels
-end
-
--- The job that ends clearly sooner in software than hardware would be through with all others: of the shortest of these
--- the one that has waited longest. nil where there is none.
-local function ends_sooner(queue, places, pixels, slower)
-  local most = pixels / (slower * CLEARLY * places + 1)
-  local first, earliest
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', movable_key(queue), '-inf', most, 'LIMIT', 0, AT_ONCE)) do
-    local since = tonumber(redis.call('ZSCORE', waiting_key(queue), id))
-    if not earliest or since < earliest then first, earliest = id, since end
-  end
-  return first
-end
-
--- Jobs go to the places that software has free, as long as there is one that ends sooner there.
-local function fill_software(queue, jobs, left, slower, answer)
-  local places, _, pixels = load_of(queue, jobs, left)
-  if places == 0 then return end
-  for _ = 1, AT_ONCE do
-    local id = ends_sooner(queue, places, pixels, slower)
-    if not id then return end
-    local software, effort = unpack(redis.call('HMGET', job_key(id), 'software', 'effort'))
-    local _, free = load_of(software, jobs, left)
-    if paused(software) or redis.call('ZCARD', waiting_key(software)) >= free then return end
-    hop(id, queue, 'it ends sooner there')
-    pixels = pixels - tonumber(effort)
-    answer[#answer + 1] = {id, queue, 'sooner'}
-  end
-end
-
--- those jobs in front of their list, the first of them as the very first
-local function put_first(queue, ids)
-  local by_step = {}
-  for _, id in ipairs(ids) do
-    local step = redis.call('HGET', message_key(id), 'step')
-    by_step[step] = by_step[step] or {}
-    table.insert(by_step[step], id)
-  end
-  for step, wanted in pairs(by_step) do
-    local list = queue .. step
-    local there, same = redis.call('LRANGE', list, -#wanted, -1), true
-    for k, id in ipairs(wanted) do
-      same = same and (there[#wanted + 1 - k] or ''):find('"id": "' .. id .. '.', 1, true)
-    end
-    for k = same and 0 or #wanted, 1, -1 do
-      local text = message(wanted[k], queue)
-      -- what is not there was just taken, or is lost and will be missed
-      if redis.call('LREM', list, -1, text) == 1 then redis.call('RPUSH', list, text) end
-    end
-  end
-end
-
--- The longest jobs, as soon as all else would not keep the places busy until well after they have ended: begun last,
--- each would end alone. Before that the order is that of arrival. No job is overtaken by one that came longer after it
--- than the least urgent takes to rise to the most urgent.
-local function long_first(queue, jobs, left, rise)
-  local places, _, pixels = load_of(queue, jobs, left)
-  local oldest = redis.call('ZRANGE', waiting_key(queue), 0, 0, 'WITHSCORES')[2]
-  local newest = oldest and tonumber(oldest) + rise * (#STEPS - 1)
-  local late = {}
-  local longest = redis.call('ZREVRANGE', effort_key(queue), 0, math.min(places, FRONT) - 1, 'WITHSCORES')
-  for place = 1, places > 0 and #longest or 0, 2 do
-    local id, effort = longest[place], tonumber(longest[place + 1])
-    local since = tonumber(redis.call('ZSCORE', waiting_key(queue), id))
-    if effort * EARLY >= (pixels - effort) / places and since <= newest then late[#late + 1] = id end
-  end
-  put_first(queue, late)
-end
-
 -- where the jobs are known in size; once in a while for all workers together
+-- Its functions are within it, since a script makes those outside anew at every call, also to claim a job.
 local function arrange(slower, rise, answer)
   local last = tonumber(redis.call('GET', 'transcoder:arranged') or 0)
   if last <= now and now - last < ARRANGED then return end
   redis.call('SET', 'transcoder:arranged', at(now))
+
+  -- by worker: how many jobs it runs, and pixels that they have left, as far as that is known
+  local function in_hand()
+    local jobs, left = {}, {}
+    for _, id in ipairs(redis.call('ZRANGE', state_key('running'), 0, -1)) do
+      local owner, effort, progress = unpack(redis.call('HMGET', job_key(id), 'owner', 'effort', 'progress'))
+      local done = tonumber(progress and cjson.decode(progress).fraction) or 0
+      jobs[owner] = (jobs[owner] or 0) + 1
+      left[owner] = (left[owner] or 0) + (tonumber(effort) or 0) * (1 - done)
+    end
+    return jobs, left
+  end
+
+  -- of the live workers that serve a queue: places, free places, and pixels that they and the queue have before them
+  local function load_of(queue, jobs, left)
+    local places, free, pixels = 0, 0, tonumber(redis.call('HGET', 'transcoder:backlog', queue) or 0)
+    for _, owner in ipairs(redis.call('ZRANGEBYSCORE', serving_key(queue), now - ALIVE, '+inf')) do
+      local own = tonumber(redis.call('HGET', worker_key(owner), 'places') or 0)
+      places = places + own
+      free = free + math.max(0, own - (jobs[owner] or 0))
+      pixels = pixels + (left[owner] or 0)
+    end
+    return places, free, pixels
+  end
+
+  -- The job that ends clearly sooner in software than hardware would be through with all others: of the shortest of these
+  -- the one that has waited longest. nil where there is none.
+  local function ends_sooner(queue, places, pixels, slower)
+    local most = pixels / (slower * CLEARLY * places + 1)
+    local first, earliest
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', movable_key(queue), '-inf', most, 'LIMIT', 0, AT_ONCE)) do
+      local since = tonumber(redis.call('ZSCORE', waiting_key(queue), id))
+      if not earliest or since < earliest then first, earliest = id, since end
+    end
+    return first
+  end
+
+  -- Jobs go to the places that software has free, as long as there is one that ends sooner there.
+  local function fill_software(queue, jobs, left, slower, answer)
+    local places, _, pixels = load_of(queue, jobs, left)
+    if places == 0 then return end
+    for _ = 1, AT_ONCE do
+      local id = ends_sooner(queue, places, pixels, slower)
+      if not id then return end
+      local software, effort = unpack(redis.call('HMGET', job_key(id), 'software', 'effort'))
+      local _, free = load_of(software, jobs, left)
+      if paused(software) or redis.call('ZCARD', waiting_key(software)) >= free then return end
+      hop(id, queue, 'it ends sooner there')
+      pixels = pixels - tonumber(effort)
+      answer[#answer + 1] = {id, queue, 'sooner'}
+    end
+  end
+
+  -- those jobs in front of their list, the first of them as the very first
+  local function put_first(queue, ids)
+    local by_step = {}
+    for _, id in ipairs(ids) do
+      local step = redis.call('HGET', message_key(id), 'step')
+      by_step[step] = by_step[step] or {}
+      table.insert(by_step[step], id)
+    end
+    for step, wanted in pairs(by_step) do
+      local list = queue .. step
+      local there, same = redis.call('LRANGE', list, -#wanted, -1), true
+      for k, id in ipairs(wanted) do
+        same = same and (there[#wanted + 1 - k] or ''):find('"id": "' .. id .. '.', 1, true)
+      end
+      for k = same and 0 or #wanted, 1, -1 do
+        local text = message(wanted[k], queue)
+        -- what is not there was just taken, or is lost and will be missed
+        if redis.call('LREM', list, -1, text) == 1 then redis.call('RPUSH', list, text) end
+      end
+    end
+  end
+
+  -- The longest jobs, as soon as all else would not keep the places busy until well after they have ended: begun last,
+  -- each would end alone. Before that the order is that of arrival. No job is overtaken by one that came longer after it
+  -- than the least urgent takes to rise to the most urgent.
+  local function long_first(queue, jobs, left, rise)
+    local places, _, pixels = load_of(queue, jobs, left)
+    local oldest = redis.call('ZRANGE', waiting_key(queue), 0, 0, 'WITHSCORES')[2]
+    local newest = oldest and tonumber(oldest) + rise * (#STEPS - 1)
+    local late = {}
+    local longest = redis.call('ZREVRANGE', effort_key(queue), 0, math.min(places, FRONT) - 1, 'WITHSCORES')
+    for place = 1, places > 0 and #longest or 0, 2 do
+      local id, effort = longest[place], tonumber(longest[place + 1])
+      local since = tonumber(redis.call('ZSCORE', waiting_key(queue), id))
+      if effort * EARLY >= (pixels - effort) / places and since <= newest then late[#late + 1] = id end
+    end
+    put_first(queue, late)
+  end
+
   local jobs, left
   for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
     if not paused(queue) and redis.call('EXISTS', effort_key(queue)) == 1 then
