@@ -564,32 +564,27 @@ local function patience(queue, wait)
   return math.min(GRACE, wait), 'no live worker serves that', 'unserved'
 end
 
--- moves a job to software's queue, at whose end it waits
-local function hop(id, queue, why)
-  local software, effort = unpack(redis.call('HMGET', job_key(id), 'software', 'effort'))
-  wait_no_more(id, queue, effort)
-  wait_in(id, software)
-  note(id, now, 'queued', 'goes to software: ' .. why)
-  send(id, software)
-end
-
--- The jobs that waited long enough for hardware. How large they are plays no part where that is served by nobody, nor
--- where the order is that of arrival.
-local function waited_enough(queue, wait, all)
-  local found = redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, AT_ONCE)
-  if not all then return found end
-  for _, id in ipairs(redis.call('ZRANGE', movable_key(queue), 0, AT_ONCE - 1)) do
-    if tonumber(redis.call('ZSCORE', waiting_key(queue), id)) <= now - wait then found[#found + 1] = id end
+-- A script makes its functions anew at every call: those for looking after the queues only where that is asked.
+if ARGV[1] == 'tend' then
+  -- moves a job to software's queue, at whose end it waits
+  local function hop(id, queue, why)
+    local software, effort = unpack(redis.call('HMGET', job_key(id), 'software', 'effort'))
+    wait_no_more(id, queue, effort)
+    wait_in(id, software)
+    note(id, now, 'queued', 'goes to software: ' .. why)
+    send(id, software)
   end
-  return found
-end
 
--- where the jobs are known in size; once in a while for all workers together
--- Its functions are within it, since a script makes those outside anew at every call, also to claim a job.
-local function arrange(slower, rise, answer)
-  local last = tonumber(redis.call('GET', 'transcoder:arranged') or 0)
-  if last <= now and now - last < ARRANGED then return end
-  redis.call('SET', 'transcoder:arranged', at(now))
+  -- The jobs that waited long enough for hardware. How large they are plays no part where that is served by nobody, nor
+  -- where the order is that of arrival.
+  local function waited_enough(queue, wait, all)
+    local found = redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, AT_ONCE)
+    if not all then return found end
+    for _, id in ipairs(redis.call('ZRANGE', movable_key(queue), 0, AT_ONCE - 1)) do
+      if tonumber(redis.call('ZSCORE', waiting_key(queue), id)) <= now - wait then found[#found + 1] = id end
+    end
+    return found
+  end
 
   -- by worker: how many jobs it runs, and pixels that they have left, as far as that is known
   local function in_hand()
@@ -682,49 +677,55 @@ local function arrange(slower, rise, answer)
     put_first(queue, late)
   end
 
-  local jobs, left
-  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
-    if not paused(queue) and redis.call('EXISTS', effort_key(queue)) == 1 then
-      if not jobs then jobs, left = in_hand() end
-      fill_software(queue, jobs, left, slower, answer)
-      long_first(queue, jobs, left, rise)
+  -- where the jobs are known in size; once in a while for all workers together
+  local function arrange(slower, rise, answer)
+    local last = tonumber(redis.call('GET', 'transcoder:arranged') or 0)
+    if last <= now and now - last < ARRANGED then return end
+    redis.call('SET', 'transcoder:arranged', at(now))
+    local jobs, left
+    for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+      if not paused(queue) and redis.call('EXISTS', effort_key(queue)) == 1 then
+        if not jobs then jobs, left = in_hand() end
+        fill_software(queue, jobs, left, slower, answer)
+        long_first(queue, jobs, left, rise)
+      end
     end
   end
-end
 
--- Jobs that waited for hardware long enough go to software, where somebody serves that; what was laid aside is sent
--- again. Every worker does this every now and then, a bounded number of jobs at a time. Without `slower`, which is how
--- many times as long software takes, the order is that of arrival.
-function operations.tend(ask)
-  redis.call('SET', 'transcoder:prefer_wait', ask.wait)
-  local answer = {'ok'}
-  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
-    local wait, why, word = patience(queue, ask.wait)
-    local ids = paused(queue) and {} or waited_enough(queue, wait, word == 'unserved' or not ask.slower)
-    for _, id in ipairs(ids) do
-      if live(field(id, 'software')) == 0 then break end
-      hop(id, queue, why)
-      answer[#answer + 1] = {id, queue, word}
+  -- Jobs that waited for hardware long enough go to software, where somebody serves that; what was laid aside is sent
+  -- again. Every worker does this every now and then, a bounded number of jobs at a time. Without `slower`, which is how
+  -- many times as long software takes, the order is that of arrival.
+  function operations.tend(ask)
+    redis.call('SET', 'transcoder:prefer_wait', ask.wait)
+    local answer = {'ok'}
+    for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+      local wait, why, word = patience(queue, ask.wait)
+      local ids = paused(queue) and {} or waited_enough(queue, wait, word == 'unserved' or not ask.slower)
+      for _, id in ipairs(ids) do
+        if live(field(id, 'software')) == 0 then break end
+        hop(id, queue, why)
+        answer[#answer + 1] = {id, queue, word}
+      end
     end
-  end
-  if ask.slower then arrange(ask.slower, ask.rise, answer) end
-  local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
-  for _, id in ipairs(risen) do rise(id) end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
-    redis.call('ZREM', 'transcoder:later', id)
-    redis.call('HDEL', job_key(id), 'again')
-    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
-    if state == 'queued' then
-      wait_in(id, queue)
-      send(id, queue, true)
+    if ask.slower then arrange(ask.slower, ask.rise, answer) end
+    local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
+    for _, id in ipairs(risen) do rise(id) end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+      redis.call('ZREM', 'transcoder:later', id)
+      redis.call('HDEL', job_key(id), 'again')
+      local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+      if state == 'queued' then
+        wait_in(id, queue)
+        send(id, queue, true)
+      end
     end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+      redis.call('ZREM', 'transcoder:aside', id)
+      local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+      if state == 'queued' then send(id, queue, true) end
+    end
+    return answer
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
-    redis.call('ZREM', 'transcoder:aside', id)
-    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
-    if state == 'queued' then send(id, queue, true) end
-  end
-  return answer
 end
 
 -- A worker that was given up may still wake up and publish, until another has taken its files away: so what it held is
