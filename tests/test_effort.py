@@ -282,6 +282,8 @@ def test_a_job_that_is_not_known_goes_when_it_has_waited_enough(ledger: Ledger, 
     wait(ledger, {"known": 100, "unknown": None})
     for index in ("waiting", "prefer"):
         plain.zadd(f"transcoder:{index}:{HW}", {"known": time.time() - 61, "unknown": time.time() - 61}, xx=True)
+    assert look(ledger, plain) == [], "a scout may still find out"
+    plain.hset("transcoder:scouted", HW, str(time.time()))
     assert look(ledger, plain) == [Hop("unknown", HW, "waited")]
 
 

@@ -578,7 +578,10 @@ if ARGV[1] == 'tend' then
   -- The jobs that waited long enough for hardware. How large they are plays no part where that is served by nobody, nor
   -- where the order is that of arrival.
   local function waited_enough(queue, wait, all)
-    local found = redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, AT_ONCE)
+    -- what no scout has come to yet is not left to chance
+    local looked_into = all and now or tonumber(redis.call('HGET', 'transcoder:scouted', queue) or 0)
+    local latest = math.min(now - wait, looked_into)
+    local found = redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', latest, 'LIMIT', 0, AT_ONCE)
     if not all then return found end
     for _, id in ipairs(redis.call('ZRANGE', movable_key(queue), 0, AT_ONCE - 1)) do
       if tonumber(redis.call('ZSCORE', waiting_key(queue), id)) <= now - wait then found[#found + 1] = id end
