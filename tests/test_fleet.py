@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tests.conftest import MakeClip
 from transcoder import Client, JobSpec, Status, capacity
 from transcoder.capacity import CapacityFile, Measurement
 from transcoder.errors import NoRoute
-from transcoder.ledger import Heard
+from transcoder.ledger import Heard, Ledger
 
 PREFER, REQUIRE, NEVER = (dict[str, Any](acceleration={"policy": name}) for name in ("prefer", "require", "never"))
 ADDRESSES = {"renderD128": "0000:00:02.0", "renderD129": "0000:03:00.0"}
@@ -84,6 +84,10 @@ class Fleet:
         while not true():
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
+
+    def record(self, job_id: str) -> Mapping[str, str]:
+        with closing(Ledger(self.redis.url)) as ledger:
+            return ledger.record(job_id).fields
 
     def end(self, job_id: str) -> Status:
         self.until(lambda: self.client.status(job_id).is_finished)
@@ -217,7 +221,7 @@ def test_a_job_that_prefers_hardware_waits_for_it_and_then_goes_to_software(flee
     fleet.add(encode_rate=2_000_000)
     long = make_clip("testsrc2=s=320x180:r=25:d=20", audio=False)
     for name, serves in (("gpu", "hardware"), ("cpu", "software")):
-        fleet.worker(name, "--serves", serves, TRANSCODER_PREFER_WAIT="4")
+        fleet.worker(name, "--serves", serves, TRANSCODER_PREFER_WAIT="4", TRANSCODER_ORDER="arrival")
     busy = fleet.submit(long)
     fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
     waiting, required = fleet.submit(), fleet.submit(**REQUIRE)
@@ -236,6 +240,27 @@ def test_a_job_that_prefers_hardware_waits_for_it_and_then_goes_to_software(flee
     assert hops == ['transcoder_hops_total{queue="hw.h264",reason="waited"} 1.0']
     fleet.client.cancel(busy)
     assert fleet.made_on(required) == FIRST
+
+
+def test_a_job_goes_to_software_at_once_where_it_ends_sooner_there(fleet: Fleet, make_clip: MakeClip) -> None:
+    fleet.add(encode_rate=2_000_000)
+    long = make_clip("testsrc2=s=320x180:r=25:d=20", audio=False)
+    for name, serves in (("gpu", "hardware"), ("cpu", "software")):
+        fleet.worker(name, "--serves", serves)
+    busy = fleet.submit(long)
+    fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
+    missing, short = fleet.submit(fleet.folder / "missing.mp4"), fleet.submit()
+    assert fleet.made_on(short) is None, "all that hardware has before it is what runs there"
+    status = fleet.client.status(short)
+    assert (status.started or 0) - status.created < 20, "a minute before it would have gone unknown"
+    assert "goes to software: it ends sooner there" in [moment.detail for moment in status.history]
+    long_too = fleet.submit(long)
+    fleet.until(lambda: "effort" in fleet.record(long_too))
+    time.sleep(2)
+    assert [fleet.client.status(one).state for one in (missing, long_too)] == ["queued"] * 2
+    fleet.client.cancel(busy)
+    fleet.client.cancel(missing)
+    assert fleet.made_on(long_too) == FIRST
 
 
 def test_jobs_that_prefer_hardware_leave_a_queue_that_nobody_serves_any_more(fleet: Fleet) -> None:

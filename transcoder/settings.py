@@ -133,7 +133,23 @@ class Settings(BaseModel):
         "unset `both` where there is a device.",
     )
     prefer_wait: Limit = Field(
-        60.0, description="How long a job that prefers hardware waits for a place there before it goes to software."
+        60.0,
+        description="How long a job that prefers hardware waits for a place there before it goes to software, where "
+        "nobody knows how large the job is (TRANSCODER_ORDER).",
+    )
+    order: Literal["effort", "arrival"] = Field(
+        "effort",
+        description="Order of waiting jobs of one priority. `effort`: workers look into what waits for the pixels that "
+        "it will cost; the longest begin first once they would otherwise end last, and software gets what ends sooner "
+        "there. `arrival`: first come, first served, and after TRANSCODER_PREFER_WAIT to software. The same for all "
+        "workers.",
+    )
+    software_slower: float = Field(
+        5.0,
+        ge=1,
+        le=1000,
+        description="How many times as long as hardware software takes for a job, on a place, when `effort` decides "
+        "where it ends sooner.",
     )
     rise: Limit = Field(
         600.0,

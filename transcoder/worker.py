@@ -64,6 +64,7 @@ from transcoder.manifest import Attempt
 from transcoder.placement import Serves
 from transcoder.policy import Policy
 from transcoder.reaper import Reaper
+from transcoder.scout import Scout
 from transcoder.settings import Settings
 from transcoder.slots import Capacity, Slots
 from transcoder.space import Short, Space
@@ -145,7 +146,8 @@ def _work(chosen: Settings, post: Post) -> int:
         log.LOGGER.warning(sentence)
     owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = Ledger(chosen.broker_url, chosen.retention)
-    heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise)
+    slower = chosen.software_slower if chosen.order == "effort" else None
+    heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise, slower)
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
     station = Station(post, policy, rules, changed=heart.changed)
     redis = connect(chosen.broker_url)
@@ -155,6 +157,9 @@ def _work(chosen: Settings, post: Post) -> int:
     reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
     heart.start(station, share)
     reaper.start()
+    scout = Scout(ledger, policy, station.queues)
+    if chosen.order == "effort":
+        scout.start()
     drain = Drain(chosen.grace, heart.held)
     drain.start()
     patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
@@ -170,6 +175,7 @@ def _work(chosen: Settings, post: Post) -> int:
             ending=drain.told,
         )
     finally:
+        scout.stop()
         reaper.stop()
         heart.stop()
     if looked.done():
@@ -478,6 +484,7 @@ class Held:
         self._phases: list[tuple[str, float, str]] = []
         self._phase = ""
         self._progress: dict[str, object] | None = None
+        self._effort: int | None = None
 
     def cancelled(self) -> bool:
         """Whether the job was cancelled or taken away. Costs nothing: the heart has asked."""
@@ -626,6 +633,7 @@ class Held:
             self._eta = None
         if isinstance(event, Planned):
             self._source = asdict(event.source)
+            self._effort = round(event.commands[0].cost * (event.source.duration or 0)) or None
         if isinstance(event, FellBack):
             self._last_fault = event
             self._crashes += event.kind is FaultClass.CRASHED
@@ -642,12 +650,14 @@ class Held:
         """What is to be told, now."""
         with self._lock:
             phases = [(name, monotonic() - began, detail) for name, began, detail in self._phases]
-        return Report(self.job_id, self.fence, phases, self._progress)
+        return Report(self.job_id, self.fence, phases, self._progress, self._effort)
 
     def told(self, report: Report) -> None:
         """The ledger has it: tell it no second time."""
         with self._lock:
             del self._phases[: len(report.phases)]
+        if report.effort is not None:
+            self._effort = None
 
 
 class Heart:
@@ -656,10 +666,17 @@ class Heart:
     hopped: Callable[[str, str], None] = staticmethod(lambda queue, why: None)
     """Called with the queue that a job left for software, and why."""
 
-    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0, rise: float = 600.0) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        owner: str,
+        prefer_wait: float = 60.0,
+        rise: float = 600.0,
+        slower: float | None = None,
+    ) -> None:
         self.owner = owner
         self._ledger = ledger
-        self._prefer_wait, self._rise = prefer_wait, rise
+        self._prefer_wait, self._rise, self._slower = prefer_wait, rise, slower
         self._tended = -inf
         self._station: Station | None = None
         self._share: Share | None = None
@@ -759,7 +776,7 @@ class Heart:
             return
         self._tended = monotonic()
         try:
-            hops = self._ledger.tend(self._prefer_wait, self._rise)
+            hops = self._ledger.tend(self._prefer_wait, self._rise, self._slower)
         except BrokerUnavailable:
             return  # the beat has said so
         except Exception:  # it must go on beating
