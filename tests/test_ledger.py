@@ -442,6 +442,24 @@ def test_a_queue_that_nobody_serves_is_left_after_a_moment(ledger: Ledger, plain
     assert ledger.tend(60) == [Hop("a", HW, "unserved")]
 
 
+def test_messages_of_jobs_that_wait_no_more_are_taken_off_where_no_worker_comes(
+    ledger: Ledger, plain: redis_py.Redis
+) -> None:
+    for job_id in ("gone", "waits"):
+        submit(ledger, job_id)
+    ledger.cancel("gone")
+    ledger.tend(60)
+    assert messages(plain) == 2, "one of them waits"
+    ledger.cancel("waits")
+    ledger.tend(60)
+    assert messages(plain) == 0
+    ledger.beat("gpu", [], Told(queues=(queue_name("hw.h264"),)))
+    submit(ledger, "third")
+    ledger.cancel("third")
+    ledger.tend(60)
+    assert messages(plain) == 1, "its worker takes it off"
+
+
 def test_many_jobs_hop_a_bounded_number_at_a_time(ledger: Ledger) -> None:
     live(ledger, "gpu", HW)
     for number in range(60):

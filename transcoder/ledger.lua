@@ -518,7 +518,7 @@ function operations.send_again(ask)
   for _, id in ipairs(ask.ids) do
     local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
     if state == 'queued' and queue == ask.queue then
-      send(id, queue, true)
+      send(id, field(id, 'cancel') and to_be_closed_in(id) or queue, true)
       answer[#answer + 1] = id
     end
   end
@@ -695,6 +695,14 @@ if ARGV[1] == 'tend' then
     end
   end
 
+  -- Where no job waits each message is of one that ended or went elsewhere: workers take it off, or this, where none comes.
+  local function clear(queue)
+    if live(queue) > 0 or redis.call('ZCARD', waiting_key(queue)) > 0 then return end
+    local lists = {}
+    for place, step in ipairs(STEPS) do lists[place] = queue .. step end
+    redis.call('DEL', unpack(lists))
+  end
+
   -- Jobs that waited for hardware long enough go to software, where somebody serves that; what was laid aside is sent
   -- again. Every worker does this every now and then, a bounded number of jobs at a time. Without `slower`, which is how
   -- many times as long software takes, the order is that of arrival.
@@ -709,6 +717,7 @@ if ARGV[1] == 'tend' then
         hop(id, queue, why)
         answer[#answer + 1] = {id, queue, word}
       end
+      clear(queue)
     end
     if ask.slower then arrange(ask.slower, ask.rise, answer) end
     local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
