@@ -20,7 +20,7 @@ from tests import gpu, services
 from tests.conftest import MakeClip
 from transcoder import Client, JobSpec
 from transcoder.bench import density, density_runner
-from transcoder.bench.density import INTEL, LIVEPEER, REAL_TIME, Ask, Found, Limits, Seen
+from transcoder.bench.density import Ask, Found, Limits, Seen
 from transcoder.bench.density_runner import with_found
 from transcoder.bench.result import (
     Cell,
@@ -78,7 +78,7 @@ def test_on_any_falling_curve_all_three_numbers_are_exact(speeds: list[float], r
     limits = Limits(len(speeds), repeats)
     curve: Curve = lambda streams: speeds[streams - 1]  # noqa: E731
     found = density.found(search(curve, limits), limits)
-    expected = [largest(curve, least, limits.most) for least in (REAL_TIME, INTEL, LIVEPEER)]
+    expected = [largest(curve, least, limits.most) for least in (1.0, 0.98, 1 / 0.8)]
     assert [found.streams, found.intel, found.livepeer] == expected
     assert found.confirmed
     assert found.capped == (expected[0] == limits.most)
@@ -90,7 +90,7 @@ def test_it_takes_runs_by_the_logarithm(engines: int, rate: float, repeats: int)
     limits = Limits(4096, repeats)
     seen = search(shared(rate, engines), limits)
     found = density.found(seen, limits)
-    assert found.streams == largest(shared(rate, engines), REAL_TIME, 4096)
+    assert found.streams == largest(shared(rate, engines), 1.0, 4096)
     # twice for real time (there and back), once for each of the other rules, and what is confirmed
     assert len(seen) <= 4 * (math.log2(max(1, found.intel)) + 2) + 2 * repeats
 
