@@ -19,6 +19,8 @@ LEVEL: Final = 0.05
 """Of every test: what the product calls different or equivalent is so by chance in at most 5 of 100 results."""
 POWER: Final = 0.9
 _NORMAL: Final = NormalDist()
+_EQUAL: Final = 1e-12
+"""Logarithms that differ by less are equal but for rounding."""
 _VERSIONS: Final = 100
 """How often the jobs of one block are drawn anew, for all draws of blocks together."""
 
@@ -74,11 +76,16 @@ def two_level(
     """
     logs = log_ratios([(statistic(first), statistic(second)) for first, second in blocks])
     generator = random.Random(seed)
-
-    def again(jobs: Sequence[float]) -> float:
-        return statistic(generator.choices(jobs, k=len(jobs)))
-
-    pool = log_ratios([(again(first), again(second)) for first, second in blocks for _ in range(_VERSIONS)])
+    pool: list[float] = []
+    for log, (first, second) in zip(logs, blocks, strict=True):
+        again = [
+            math.log(
+                statistic(generator.choices(first, k=len(first))) / statistic(generator.choices(second, k=len(second)))
+            )
+            for _ in range(_VERSIONS)
+        ]
+        mean = fmean(again)
+        pool += [log + one - mean for one in again]  # drawing anew takes something off a tail, which is put back
     return _corrected(logs, pool, confidences, seed, resamples)
 
 
@@ -218,7 +225,7 @@ def _corrected(
     """BCa intervals of the mean of `logs`, whose means are drawn from a pool: themselves, or versions of them."""
     if not logs:
         raise ValueError("there is no interval of nothing")
-    if len(logs) < 3 or max(logs) == min(logs):
+    if len(logs) < 3 or max(logs) - min(logs) < _EQUAL:
         return ((min(logs), max(logs)),) * len(confidences)
     drawn = sorted(sum(pick(pool)) / len(logs) for pick in _draws(len(pool), len(logs), seed, resamples))
     mean = sum(logs) / len(logs)  # added up as the drawn means are, so that equal ones are equal
