@@ -1,5 +1,6 @@
 """The topology benchmark without containers: real ffmpeg, agents as processes, short runs, and every way to end it."""
 
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from tests import gpu
 from tests.conftest import MakeClip
-from transcoder.bench import engines, rig, runner
+from transcoder.bench import engines, janitor, rig, runner
 from transcoder.bench.display import display
 from transcoder.bench.engines import Container, Granted, granted
 from transcoder.bench.result import Cell, Result
@@ -24,6 +25,7 @@ from transcoder.errors import MachineBusy
 pytestmark = pytest.mark.slow
 
 ONE, TWO = Cell(containers=1, stacks=2), Cell(containers=2, stacks=2)
+WORKER = Cell(containers=1, stacks=2, worker=True)
 SHORT = ["--engine", "processes", "--seconds", "0.2", "--pilot", "3", "--accel", "software"]
 
 
@@ -40,7 +42,7 @@ def command(*words: str | Path) -> list[str]:
 def ended(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A benchmark that came to its end, with the file of its result."""
     out = tmp_path_factory.mktemp("bench") / "result.json"
-    words = command(*SHORT, "--budget", "12", "--clip", clip, "--out", out)
+    words = command(*SHORT, "--worker", "--budget", "12", "--clip", clip, "--out", out)
     return out, subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -67,7 +69,7 @@ def test_each_block_has_every_cell_once_and_the_reference_twice(result: Result) 
     assert len(numbers) == result.design.blocks >= 3
     for number in numbers:
         turns = Counter((run.cell, run.again) for run in result.runs if run.block == number and not run.warmup)
-        assert turns == {(ONE, False): 1, (ONE, True): 1, (TWO, False): 1}
+        assert turns == {(ONE, False): 1, (ONE, True): 1, (TWO, False): 1, (WORKER, False): 1}
 
 
 def test_all_cells_make_the_same_file_with_as_many_pictures_as_they_read(result: Result) -> None:
@@ -79,16 +81,17 @@ def test_all_cells_make_the_same_file_with_as_many_pictures_as_they_read(result:
 
 def test_what_each_stack_used_is_measured(result: Result) -> None:
     for run in result.runs:
-        assert [stack.container for stack in run.stacks] == ([0, 0] if run.cell == ONE else [0, 1])
         assert 0 < run.cpu_busy <= 1
+        assert all(stack.cpu_user > 0 and stack.pss > 1 << 20 for stack in run.stacks)
+        if run.cell.worker:
+            continue
+        assert [stack.container for stack in run.stacks] == ([0, 0] if run.cell == ONE else [0, 1])
         for stack in run.stacks:
             assert 0 <= stack.started < stack.ended
             assert [one.frames for one in stack.stamps] == sorted(one.frames for one in stack.stamps)
             assert stack.stamps[-1].frames == stack.frames
             assert stack.stamps[-1].at <= stack.ended
-            assert stack.cpu_user > 0
             assert stack.switches > 0
-            assert stack.pss > 1 << 20
 
 
 def test_the_stacks_of_a_run_are_released_together(result: Result) -> None:
@@ -102,8 +105,13 @@ def test_a_killed_container_costs_the_stacks_that_it_had(result: Result) -> None
 
 
 def test_the_start_of_the_containers_is_measured_once(result: Result) -> None:
-    assert {run.cell: run.start > 0 for run in result.runs if run.warmup} == {ONE: True, TWO: True}
+    assert {run.cell: run.start > 0 for run in result.runs if run.warmup} == {ONE: True, TWO: True, WORKER: True}
     assert not any(run.start for run in result.runs if not run.warmup)
+
+
+def test_a_job_through_the_queue_publishes_the_same_file_as_ffmpeg_alone_makes(result: Result) -> None:
+    digests = {run.cell: {stack.digest for stack in run.stacks} for run in result.runs}
+    assert digests[WORKER] == digests[ONE]
 
 
 def test_why_there_is_no_bare_cell_is_noted(result: Result) -> None:
@@ -215,6 +223,20 @@ def test_what_a_killed_janitor_left_goes_when_the_next_one_starts(start: Callabl
     killed.process.wait()
     start().until("planning")
     until(lambda: not killed.left())
+
+
+def test_a_benchmark_that_runs_keeps_what_it_has_however_old(tmp_path: Path) -> None:
+    folder, root = tmp_path / "transcoder-bench-b1", tmp_path / "transcoder-bench-b1-root"
+    folder.mkdir()
+    root.mkdir()
+    os.utime(root, (0, 0))
+    with (folder / janitor.LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        janitor.sweep("", [str(tmp_path)])
+        assert folder.exists()
+        assert root.exists()
+    janitor.sweep("", [str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 class TestAgent:

@@ -20,6 +20,7 @@ from transcoder.bench.rig import DISK, MEMORY
 pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 
 BARE, ONE, TWO = (Cell(containers=number, stacks=2) for number in range(3))
+WORKER = Cell(containers=1, stacks=2, worker=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +37,18 @@ def command(image: str, clip: Path, out: Path, *words: str) -> list[str]:
 def result(software_image: str, clip: Path, module_folder: Path) -> Result:
     out = module_folder / "result.json"
     done = subprocess.run(
-        command(software_image, clip, out, "--budget", "1"), capture_output=True, text=True, timeout=200, check=False
+        command(software_image, clip, out, "--budget", "1", "--worker"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return Result.model_validate_json(out.read_text())
 
 
-def test_bare_and_containers_run_the_same_bytes(result: Result) -> None:
-    assert result.design.cells == (BARE, ONE, TWO)
-    assert {run.cell for run in result.runs} == {BARE, ONE, TWO}
+def test_bare_containers_and_a_worker_make_the_same_bytes(result: Result) -> None:
+    assert set(result.design.cells) == {run.cell for run in result.runs} == {BARE, ONE, TWO, WORKER}
     assert len({stack.digest for run in result.runs for stack in run.stacks}) == 1
     assert not any(stack.trouble for run in result.runs for stack in run.stacks)
 

@@ -44,30 +44,35 @@ def clear(program: str, benchmark: str, paths: Sequence[str], *, quiet: float) -
 
 
 def sweep(program: str, places: Iterable[str]) -> None:
-    """Clear up after benchmarks whose janitor was killed too: their lock is free, and nobody else has one."""
-    folders = {
-        path
-        for place in places
-        for path in glob.glob(f"{glob.escape(place)}/{PREFIX}*")
-        if os.path.isdir(path) and not os.path.islink(path) and os.geteuid() in (0, os.stat(path).st_uid)
-    }
-    alive = {os.path.basename(path) for path in folders if _alive(path)}
-    dead = {os.path.basename(path) for path in folders} - alive
-    dead |= {f"{PREFIX}{one}" for one in _labelled(program)} - alive
-    for name in dead:
-        clear(program, name.removeprefix(PREFIX), [path for path in folders if path.endswith(f"/{name}")], quiet=0)
+    """Clear up after benchmarks whose janitor was killed too: nobody has their lock."""
+    paths: dict[str, list[str]] = {benchmark: [] for benchmark in _labelled(program)}
+    for place in places:
+        for path in glob.glob(f"{glob.escape(place)}/{PREFIX}*"):
+            if os.path.isdir(path) and not os.path.islink(path) and os.geteuid() in (0, os.stat(path).st_uid):
+                benchmark = os.path.basename(path).removeprefix(PREFIX).partition("-")[0]
+                paths.setdefault(benchmark, []).append(path)
+    for benchmark, found in paths.items():
+        if not _alive(found):
+            clear(program, benchmark, found, quiet=0)
 
 
-def _alive(folder: str) -> bool:
-    """Whether its benchmark runs. One that has just begun may have no lock yet; roots have none at all."""
-    try:
-        with open(f"{folder}/{LOCK}", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        with suppress(OSError):
-            return time.time() - os.stat(folder).st_mtime < _YOUNG
+def _alive(folders: Sequence[str]) -> bool:
+    """Whether the benchmark runs that these are of: its lock is held, or it has just begun and has none yet."""
+    for folder in folders:
+        try:
+            with open(f"{folder}/{LOCK}", "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
+        return False
+    return any(_young(folder) for folder in folders)
+
+
+def _young(folder: str) -> bool:
+    with suppress(OSError):
+        return time.time() - os.stat(folder).st_mtime < _YOUNG
     return False
 
 

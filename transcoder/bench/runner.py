@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
@@ -20,6 +20,8 @@ from transcoder.bench.environment import environment, ticks
 from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, StackRun, Workload
 from transcoder.bench.result import Engine as EngineName
 from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
+from transcoder.bench.stack import spec
+from transcoder.bench.whole_path import SERVER, Broker, WorkingCell, available
 from transcoder.errors import BenchmarkFailed, InputMissing, MachineBusy, NoRoute, TargetUnwritable
 from transcoder.version import __version__
 
@@ -45,11 +47,12 @@ class Scale:
     clip: float
     stacks: tuple[int, ...]
     budget: float
+    worker: bool = False
 
 
 SCALES: Mapping[Profile, Scale] = {
     "quick": Scale(2.5, 8, (2,), 165),
-    "full": Scale(4, 20, (2, 4), 1500),
+    "full": Scale(4, 20, (2, 4), 1500, worker=True),
     "gpu": Scale(4, 60, (2, 4), 1500),
 }
 
@@ -72,6 +75,8 @@ class Asked:
     """Of one run."""
     pilot: int = design.PILOT_BLOCKS
     options: tuple[str, ...] = field(default=())
+    worker: bool | None = None
+    """Whether there are cells that take the product's whole path; by the profile."""
 
     @property
     def scale(self) -> Scale:
@@ -113,8 +118,9 @@ def topology(asked: Asked, out: str, show: Show) -> Result:
     image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
-    with in_order(), opened(made, also=[_unfinished(out)]) as rig:
+    with in_order(), opened(made, also=[_unfinished(out)]) as rig, ExitStack() as after:
         session = _Session(asked, rig, out, show, began)
+        after.callback(session.close)
         session.prepare(version, f"{image} {digest}".strip())
         session.warm_up()
         session.measure()
@@ -181,6 +187,9 @@ class _Session:
     def __init__(self, asked: Asked, rig: Rig, out: str, show: Show, began: float) -> None:
         self._asked, self._rig, self._out, self._show, self._began = asked, rig, out, show, began
         self._housed: dict[Cell, Housed] = {}
+        self._working: dict[Cell, WorkingCell] = {}
+        self._broker: Broker | None = None
+        self._source = ""
         self._notes: list[str] = []
         self._result: Result
         self._argv: tuple[str, ...] = ()
@@ -206,19 +215,22 @@ class _Session:
         if bare:
             self._show.phase("unpacking the image for the bare cells")
             self._rig.unpack()
-        matrix = design.cells(asked.stacks or asked.scale.stacks, bare=bare)
+        matrix = design.cells(asked.stacks or asked.scale.stacks, bare=bare, worker=self._workers_wanted())
         for cell in matrix:
             self._show.phase(f"starting {cell.name}")
-            self._housed[cell] = self._rig.house(cell)
+            self._start(cell)
         reference = design.whole(matrix)
         first = self._housed[reference]
-        name, inside = self._clip(first)
-        self._show.phase("planning")
-        first.agent.ask(ask="plan", accel=asked.accel, source=inside, codec=asked.codec, height=asked.height)
-        plan = first.agent.answer(_PLAN_LIMIT)
+        name, self._source = self._clip(first)
+        plan = self._plan(first)
         self._device = plan["device"] is not None
         frames = self._fit(first, plan)
         self._argv = cut(plan["argv"], frames, plan["frame_rate"])
+        if self._working:
+            # a job reads its source to the end: so the source itself is made as short
+            self._shorten(first, frames, plan["ffmpeg_path"])
+            plan = self._plan(first)
+            self._argv, frames = tuple(plan["argv"]), plan["frames"]
         self._result = Result(
             kind="topology",
             made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -247,6 +259,41 @@ class _Session:
                 argv=self._argv,
             ),
         )
+
+    def _wishes(self) -> dict[str, Any]:
+        return {"accel": self._asked.accel, "codec": self._asked.codec, "height": self._asked.height}
+
+    def _plan(self, first: Housed) -> dict[str, Any]:
+        self._show.phase("planning")
+        first.agent.ask(ask="plan", source=self._source, **self._wishes())
+        return first.agent.answer(_PLAN_LIMIT)
+
+    def _shorten(self, first: Housed, frames: int, ffmpeg: str) -> None:
+        """Let the source be its first packets, as they are."""
+        _, short = self._rig.clip("short.mp4")
+        words = [ffmpeg, "-nostdin", "-v", "error", "-y", "-i", self._source, "-map", "0:v:0", "-c", "copy"]
+        first.agent.ask(ask="make", argv=[*words, "-frames:v", str(frames), short], limit=_MAKE_LIMIT)
+        first.agent.answer(_MAKE_LIMIT + 10)
+        self._source = short
+
+    def _workers_wanted(self) -> bool:
+        wanted = self._asked.scale.worker if self._asked.worker is None else self._asked.worker
+        if wanted and not available():
+            self._note(f"no cells with a worker: {SERVER} is not installed here")
+            return False
+        return wanted
+
+    def _start(self, cell: Cell) -> None:
+        if not cell.worker:
+            self._housed[cell] = self._rig.house(cell)
+            return
+        self._broker = self._broker or Broker(self._rig)
+        self._working[cell] = WorkingCell(self._rig, self._broker, cell)
+
+    def close(self) -> None:
+        """End what the rig does not know."""
+        if self._broker:
+            self._broker.close()
 
     def _bare_possible(self) -> bool:
         if isinstance(self._rig.engine, Processes):
@@ -292,9 +339,11 @@ class _Session:
 
     def warm_up(self) -> None:
         """Each cell once: caches are warm, containers proven, and a simulated device is not held up by the CPUs."""
-        for cell, housed in self._housed.items():
+        starts = {cell: one.start for cell, one in self._housed.items()}
+        starts |= {cell: one.start for cell, one in self._working.items()}
+        for cell, start in starts.items():
             self._show.phase(f"warming up {cell.name}")
-            run = self._run(Run(block=0, place=0, cell=cell, warmup=True, stacks=(), start=housed.start))
+            run = self._run(Run(block=0, place=0, cell=cell, warmup=True, stacks=(), start=start))
             if self._result.device.kind == "simulated" and run.cpu_busy > BUSY:
                 raise MachineBusy(
                     f"the CPUs were {run.cpu_busy:.0%} busy with {cell.name}: they would be measured, and no device",
@@ -349,9 +398,8 @@ class _Session:
         self._seconds.append(monotonic() - began)
 
     def _run(self, planned: Run) -> Run:
-        housed = self._housed[planned.cell]
         before = ticks()
-        seen = housed.run(self._argv, device=self._device, limit=self._limit)
+        seen = self._work(planned.cell)
         after = ticks()
         if planned.warmup:
             self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
@@ -368,6 +416,12 @@ class _Session:
             self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
         self._show.ran(run)
         return run
+
+    def _work(self, cell: Cell) -> Seen:
+        if not cell.worker:
+            return self._housed[cell].run(self._argv, device=self._device, limit=self._limit)
+        wishes = {**self._wishes(), "accel": self._result.workload.accel}
+        return self._working[cell].run(lambda target: spec(self._source, target, wishes), limit=self._limit)
 
     def _refuse_trouble(self, cell: Cell, seen: Seen, frames: int) -> None:
         """A stack that fails before anything counts will fail again; later on its run is left out of the analysis."""

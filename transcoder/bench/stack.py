@@ -19,10 +19,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from transcoder.bench.working import Working, pss
 from transcoder.children import dying_with_parent, run
 from transcoder.version import __version__
+
+if TYPE_CHECKING:
+    from transcoder.spec import JobSpec
 
 OUTPUT: Final = "{output}"
 """Stands in a stack's words for the file that it writes."""
@@ -53,6 +57,7 @@ class Agent:
         self._children: set[int] = set()
         self._over = threading.Lock()
         self._counted: dict[str, int] = {}
+        self._working: Working | None = None
 
     def serve(self) -> None:
         """Answer until stdin ends, which ends the process."""
@@ -60,7 +65,14 @@ class Agent:
         threading.Thread(target=self._listen, args=(asked,), daemon=True).start()
         os.makedirs(self.folder, exist_ok=True)
         self._say({"ready": __version__, "pid": os.getpid()})
-        answers: Mapping[str, Callable[[Json], Json]] = {"plan": plan, "make": self.make, "run": self.run}
+        answers: Mapping[str, Callable[[Json], Json]] = {
+            "plan": plan,
+            "make": self.make,
+            "run": self.run,
+            "work": self.work,
+            "watch": self.watch,
+            "used": self.used,
+        }
         while True:
             question = asked.get()
             try:
@@ -96,6 +108,24 @@ class Agent:
         if ended.returncode != 0:
             raise RuntimeError(f"{asked['argv'][0]} ended with {ended.returncode}: {_last(ended.stderr)}")
         return {}
+
+    def work(self, asked: Json) -> Json:
+        """Start a worker with `stacks` places, which hears from Redis by the socket `redis`."""
+        with self._over:
+            self._working = Working(self.folder, asked)
+            self._children.add(self._working.pid)
+        return {}
+
+    def watch(self, asked: Json) -> Json:
+        """What the worker uses counts from now on."""
+        assert self._working
+        self._working.watch()
+        return {}
+
+    def used(self, asked: Json) -> Json:
+        """What it used since then."""
+        assert self._working
+        return self._working.used()
 
     def run(self, asked: Json) -> Json:
         """Release `stacks` stacks of `argv` at the moment `at` of CLOCK_MONOTONIC; {"late": seconds} where it is past.
@@ -193,11 +223,7 @@ class _Stack:
 
     def weigh(self) -> None:
         """Read how much memory is its own, with its share of what others have mapped too."""
-        with suppress(OSError, ValueError), open(f"/proc/{self.pid}/smaps_rollup", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("Pss:"):
-                    self.pss = max(self.pss, int(line.split()[1]) * 1024)
-                    return
+        self.pss = max(self.pss, pss(self.pid))
 
     def count(self, proc: str) -> None:
         """Read what the GPU's engines did for it so far."""
@@ -315,29 +341,15 @@ def plan(asked: Json) -> Json:
     from transcoder import settings
     from transcoder.plan import plan as planned
     from transcoder.probe import probe
-    from transcoder.spec import Acceleration, JobSpec, Output, Video
     from transcoder.survey import survey
 
     site = settings.read()
     source = asked["source"]
     policy = replace(site.policy(default_roots=(os.path.dirname(source),)), roots=(os.path.dirname(source),))
-    wishes = {"software": Acceleration(policy="never"), "auto": Acceleration()}
-    accel = wishes.get(asked["accel"]) or Acceleration(
-        policy="require", apis=(asked["accel"],), device=asked.get("device") or site.device
-    )
-    output = Output(
-        video=Video(codec=asked["codec"], height=asked["height"], speed="fast"), audio=None, subtitles="drop"
-    )
     media = probe(source, policy)
     machine = survey(policy, site.cache_folder, threads=1)
-    found = planned(
-        JobSpec(
-            source=source, target=f"{os.path.dirname(source)}/never-written.mp4", outputs=(output,), acceleration=accel
-        ),
-        media,
-        machine,
-        policy.max_pixels,
-    )
+    job = spec(source, f"{os.path.dirname(source)}/never-written.mp4", {"device": site.device, **asked})
+    found = planned(job, media, machine, policy.max_pixels)
     command, picture, video = found.commands[0], found.rungs[0].picture, media.main_video
     assert picture
     assert video
@@ -354,7 +366,21 @@ def plan(asked: Json) -> Json:
         if device
         else None,
         "ffmpeg": machine.build.version,
+        "ffmpeg_path": policy.ffmpeg,
     }
+
+
+def spec(source: str, target: str, asked: Json) -> JobSpec:
+    """The job that a stack is."""
+    from transcoder.spec import Acceleration, JobSpec, Output, Video
+
+    wishes = {"software": Acceleration(policy="never"), "auto": Acceleration()}
+    accel = wishes.get(asked["accel"]) or Acceleration(
+        policy="require", apis=(asked["accel"],), device=asked.get("device")
+    )
+    video = Video(codec=asked["codec"], height=asked["height"], speed="fast")
+    output = Output(video=video, audio=None, subtitles="drop")
+    return JobSpec(source=source, target=target, outputs=(output,), acceleration=accel)
 
 
 def packets(path: str, ffprobe: str = "ffprobe") -> int:

@@ -89,6 +89,10 @@ def topology(
         float | None, typer.Option("--seconds", min=0.1, metavar="S", help="How long one run is; by the profile.")
     ] = None,
     pilot: Annotated[int, typer.Option("--pilot", min=1, metavar="N", help="Blocks of the pilot.")] = 8,
+    worker: Annotated[
+        bool | None,
+        typer.Option("--worker/--no-worker", help="Cells with the product's whole path: queue, worker, verification."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
 ) -> None:
     from transcoder import screen
@@ -109,6 +113,7 @@ def topology(
         seconds=seconds,
         pilot=pilot,
         options=tuple(run_option or ()),
+        worker=worker,
     )
     with _keeping(path), display() as show:
         result = runner.topology(asked, path, show)
