@@ -90,11 +90,15 @@ class Silent:
 
 @dataclass
 class Room:
-    """A folder with a machine of its own and the clip; this process and what it starts sees that machine's GPU."""
+    """A folder with a machine of its own and the clip; this process and what it starts see that machine's GPU.
+
+    `names` are the variables by which they do.
+    """
 
     folder: Path
     machine: gpu.Machine
     clip: Path
+    names: dict[str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +157,7 @@ def queue(asked: argparse.Namespace) -> None:
         with room(known, 8.0) as here, services.private_redis(here.folder / "redis") as redis:
             path = str(here.folder / "capacity.json")
             found, _, _ = searched(here, asked, path)
-            words: dict[str, Any] = {"TRANSCODER_CAPACITY_FILE": path}
+            words: dict[str, Any] = {**here.names, "TRANSCODER_CAPACITY_FILE": path}
             roots = [here.folder]
             width = found.streams + 2
             with services.worker(
@@ -281,7 +285,7 @@ def room(known: Known, seconds: float) -> Iterator[Room]:
             "TRANSCODER_CACHE_FOLDER": str(Path(folder) / "cache"),
         }
         with environment(names):
-            yield Room(Path(folder), machine, clip)
+            yield Room(Path(folder), machine, clip, names)
 
 
 @contextmanager
