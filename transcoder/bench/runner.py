@@ -8,8 +8,9 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from statistics import median
 from time import monotonic
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -35,6 +36,8 @@ _LEAST_BLOCKS = 3
 _PLAN_LIMIT = 300.0
 _MAKE_LIMIT = 300.0
 _KILL_SECONDS = 1.5
+_OTHERS = 0.1
+"""The share of the CPUs that other programs may have in the middle of all runs without a word."""
 _OVERRUN = 0.1
 """The share of the budget by which the blocks may be slower than the pilot's before they end."""
 
@@ -111,6 +114,8 @@ def topology(asked: Asked, out: str, show: Show) -> Result:
         TargetUnwritable: the file cannot be written.
     """
     refuse_unwritable(out)
+    if asked.profile == "gpu" and asked.accel == "auto":
+        asked = replace(asked, accel="vaapi")  # software would answer another question
     began = monotonic()
     chosen = engine(asked.engine)
     version = chosen.version()
@@ -196,6 +201,7 @@ class _Session:
         self._device = False
         self._limit = 120.0
         self._seconds: list[float] = []
+        self._others: list[float] = []
 
     @property
     def _budget(self) -> float:
@@ -398,9 +404,11 @@ class _Session:
         self._seconds.append(monotonic() - began)
 
     def _run(self, planned: Run) -> Run:
-        before = ticks()
+        before, began = ticks(), monotonic()
         seen = self._work(planned.cell)
-        after = ticks()
+        after, took = ticks(), monotonic() - began
+        ours = math.fsum(stack.cpu_user + stack.cpu_system for stack in seen.stacks)
+        self._others.append(after.busy(before) - ours / (took * self._result.environment.cpus))
         if planned.warmup:
             self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
         run = planned.model_copy(
@@ -446,6 +454,11 @@ class _Session:
 
     def conclude(self) -> Result:
         """The whole result, which is no longer partial."""
+        if (others := median(self._others)) > _OTHERS:
+            self._note(
+                f"other programs had {others:.0%} of the CPUs meanwhile: bare stacks and containers compete with them"
+                " differently, since the kernel shares the CPUs out by control group first"
+            )
         self._show.phase("working out what follows")
         whole = self._result.model_copy(update={"partial": False})
         self._result = whole.model_copy(update={"verdicts": analysis.verdicts(analysis.analyse(whole), whole)})

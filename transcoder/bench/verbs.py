@@ -142,7 +142,7 @@ def _conclude(result: Result, path: str) -> None:
     found = analyse(result)
     screen.line(found.headline)
     if result.kind == "density":
-        screen.table(("containers × stacks", "slowest, × real time", "runs"), _levels(result))
+        screen.table(("cell", "slowest, × real time", "runs"), _levels(result))
     else:
         screen.table(_COLUMNS, [*_again(found), *_rows(found)])
     for sentence in (*found.troubles, *result.notes):
@@ -150,17 +150,7 @@ def _conclude(result: Result, path: str) -> None:
     screen.line(path)
 
 
-_COLUMNS = (
-    "containers × stacks",
-    "fps [least–most]",
-    "ratio (90 %)",
-    "verdict",
-    "CPU s/1,000",
-    "p95 s",
-    "MiB",
-    "start s",
-    "lost",
-)
+_COLUMNS = ("cell", "fps", "ratio", "90 % interval", "verdict", "CPU s/1,000", "p95 s", "MiB")
 
 
 def _levels(result: Result) -> Iterator[tuple[str, ...]]:
@@ -172,31 +162,27 @@ def _levels(result: Result) -> Iterator[tuple[str, ...]]:
 def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
     ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
     for row in found.rows:
-        yield (
-            row.cell.name,
-            f"{row.fps[1]:.3g} [{row.fps[0]:.3g}–{row.fps[2]:.3g}]",
-            *_ratio(ratios.get(row.cell)),
-            f"{row.cpu:.3g}",
-            f"{row.latency95:.3g}",
-            f"{row.pss / (1 << 20):.0f}",
-            f"{row.start:.2f}",
-            "" if row.lost is None else str(row.lost),
-        )
+        measured = (f"{row.cpu:.3g}", f"{row.latency95:.3g}", f"{row.pss / (1 << 20):.0f}")
+        yield (row.cell.name, f"{row.fps[1]:.3g}", *_ratio(ratios.get(row.cell)), *measured)
 
 
 def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
     """The reference against itself: what differs here is noise."""
     for one in found.contrasts:
         if one.again and one.metric == "fps":
-            yield (f"{one.cell.name} against itself", "", *_ratio(one), "", "", "", "", "")
+            yield (f"{one.cell.name} again", "", *_ratio(one), "", "", "")
 
 
-def _ratio(contrast: Contrast | None) -> tuple[str, str]:
+def _ratio(contrast: Contrast | None) -> tuple[str, str, str]:
     if contrast is None:
-        return "1", "the reference"
+        return "1", "", "reference"
     if contrast.ratio is None:
-        return "", contrast.verdict
-    return f"{contrast.ratio.value:.3f} ({contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f})", contrast.verdict
+        return "", "", contrast.verdict
+    return (
+        f"{contrast.ratio.value:.3f}",
+        f"{contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f}",
+        contrast.verdict,
+    )
 
 
 @app.command(

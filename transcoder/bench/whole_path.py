@@ -34,21 +34,39 @@ def available() -> bool:
 
 
 class Broker:
-    """A Redis of our own on a socket in the shared folder, without a port; it dies with us."""
+    """A Redis of our own on a socket in the shared folder, without a port; it dies with us.
+
+    Each cell has a database of it, so that no worker takes another cell's jobs.
+    """
 
     def __init__(self, rig: Rig) -> None:
         self._path, self.inside = rig.clip("redis.sock")
-        settings = {"port": "0", "unixsocket": self._path, "unixsocketperm": "777", "dir": rig.folder, "save": ""}
+        settings = {
+            "port": "0",
+            "unixsocket": self._path,
+            "unixsocketperm": "777",
+            "dir": rig.folder,
+            "save": "",
+            "databases": "1024",
+        }
         words = [SERVER, *(word for name, value in settings.items() for word in (f"--{name}", value))]
         with open(f"{rig.folder}/redis.log", "ab") as log:
             self._process = subprocess.Popen(
                 dying_with_parent(words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self.client = Client(f"redis://127.0.0.1:{forwarded(self._path)}/0")
+        self._port = forwarded(self._path)
+        self._clients: list[Client] = []
+
+    def client(self) -> tuple[Client, int]:
+        """A client of a database that nobody else has, and its number."""
+        number = len(self._clients)
+        self._clients.append(Client(f"redis://127.0.0.1:{self._port}/{number}"))
+        return self._clients[-1], number
 
     def close(self) -> None:
         """End it."""
-        self.client.close()
+        for client in self._clients:
+            client.close()
         self._process.kill()
         self._process.wait()
 
@@ -58,11 +76,12 @@ class WorkingCell:
 
     def __init__(self, rig: Rig, broker: Broker, cell: Cell) -> None:
         began = monotonic()
-        self._rig, self._client = rig, broker.client
+        self._rig = rig
+        self._client, database = broker.client()
         self._housed: Housed = rig.house(cell)
         self.cell = cell
         self._agent = self._housed.agent
-        self._agent.ask(ask="work", stacks=cell.stacks, redis=broker.inside, roots=rig.inside)
+        self._agent.ask(ask="work", stacks=cell.stacks, redis=broker.inside, database=database, roots=rig.inside)
         self._agent.answer(_ANSWER_LIMIT)
         self._wait_until_ready()
         self.start = monotonic() - began
@@ -82,7 +101,7 @@ class WorkingCell:
     def run(self, spec: Spec, *, limit: float) -> Seen:
         """Submit as many jobs as it has stacks, all at once, and wait for their end."""
         self._runs += 1
-        ours, inside = self._rig.clip(f"jobs-{self._runs}")
+        ours, inside = self._rig.clip(f"{self._agent.name}-jobs-{self._runs}")
         os.mkdir(ours)
         if self._rig.engine.inside and not os.geteuid():
             os.chown(ours, *self._rig.user)

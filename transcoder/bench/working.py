@@ -27,11 +27,11 @@ Json = dict[str, Any]
 
 
 class Working:
-    """A worker that runs until its agent ends. `asked` has `stacks`, `redis` (the socket) and `roots`."""
+    """A worker that runs until its agent ends. `asked` has `stacks`, `redis` (the socket), `database` and `roots`."""
 
     def __init__(self, folder: str, asked: Json) -> None:
         settings = {
-            "BROKER_URL": f"redis://127.0.0.1:{forwarded(asked['redis'])}/0",
+            "BROKER_URL": f"redis://127.0.0.1:{forwarded(asked['redis'])}/{asked['database']}",
             "MEDIA_ROOTS": asked["roots"],
             "METRICS_PORT": "0",
             "THREADS": "1",  # as the cells have it that run ffmpeg alone
