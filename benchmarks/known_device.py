@@ -55,7 +55,8 @@ class Known:
 
     @property
     def streams(self) -> int:
-        return math.floor(self.engines * self.each)
+        """0 where one stream alone is too slow, however many engines there are: it has one."""
+        return math.floor(self.engines * self.each) if self.single >= 1 else 0
 
     def settings(self) -> dict[str, object]:
         decodes = {"decode": "h264", "decode_rate": round(self.decode * STREAM)} if self.decode else {}
@@ -89,11 +90,15 @@ class Silent:
 
 @dataclass
 class Room:
-    """A folder with a machine of its own and the clip; this process and what it starts sees that machine's GPU."""
+    """A folder with a machine of its own and the clip; this process and what it starts see that machine's GPU.
+
+    `names` are the variables by which they do.
+    """
 
     folder: Path
     machine: gpu.Machine
     clip: Path
+    names: dict[str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=("grid", "queue", "cost"))
     parser.add_argument("--seconds", type=float, default=4.0, help="of the clip in a run of density")
     parser.add_argument("--packing", choices=density_runner.PACKINGS, default="one")
+    parser.add_argument("--first", type=int, default=0, help="row of the grid to begin with")
     parser.add_argument("--runs", type=int, default=20, help="of topology, with the cost and without")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of one of them")
     parser.add_argument(
@@ -117,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def grid(asked: argparse.Namespace) -> None:
     print("engines  encode  decode  |  N analytic  found  confirmed  |  rate found/known  K × rate found/known  |  s")
     right = 0
-    for known in GRID:
+    for known in GRID[asked.first :]:
         began = time.monotonic()
         with room(known, asked.seconds + 1) as here:
             found, single, total = searched(here, asked, None)
@@ -128,7 +134,7 @@ def grid(asked: argparse.Namespace) -> None:
             f"|  {time.monotonic() - began:.0f}",
             flush=True,
         )
-    print(f"right: {right} of {len(GRID)}")
+    print(f"right: {right} of {len(GRID[asked.first :])}")
 
 
 def searched(here: Room, asked: argparse.Namespace, capacities: str | None) -> tuple[Any, float, float]:
@@ -140,7 +146,7 @@ def searched(here: Room, asked: argparse.Namespace, capacities: str | None) -> t
     result = density_runner.measure(wanted, str(here.folder / "density.json"), capacities, Silent())
     runs = [(run.cell.stacks, sum(density_runner.paces(run)) / FPS) for run in result.runs if not run.warmup]
     fullest = max(streams for streams, _ in runs)
-    full = [total for streams, total in runs if streams >= max(2, fullest / 2)]
+    full = [total for streams, total in runs if streams > fullest / 2]
     return result.density[0], next(total for streams, total in runs if streams == 1), median(full)
 
 
@@ -151,7 +157,7 @@ def queue(asked: argparse.Namespace) -> None:
         with room(known, 8.0) as here, services.private_redis(here.folder / "redis") as redis:
             path = str(here.folder / "capacity.json")
             found, _, _ = searched(here, asked, path)
-            words: dict[str, Any] = {"TRANSCODER_CAPACITY_FILE": path}
+            words: dict[str, Any] = {**here.names, "TRANSCODER_CAPACITY_FILE": path}
             roots = [here.folder]
             width = found.streams + 2
             with services.worker(
@@ -279,7 +285,7 @@ def room(known: Known, seconds: float) -> Iterator[Room]:
             "TRANSCODER_CACHE_FOLDER": str(Path(folder) / "cache"),
         }
         with environment(names):
-            yield Room(Path(folder), machine, clip)
+            yield Room(Path(folder), machine, clip, names)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tests import gpu, services
 from tests.conftest import MakeClip
 from transcoder import Client, JobSpec
 from transcoder.bench import density, density_runner
-from transcoder.bench.density import INTEL, LIVEPEER, REAL_TIME, Ask, Found, Limits, Seen
+from transcoder.bench.density import Ask, Found, Limits, Seen
 from transcoder.bench.density_runner import with_found
 from transcoder.bench.result import (
     Cell,
@@ -78,7 +78,7 @@ def test_on_any_falling_curve_all_three_numbers_are_exact(speeds: list[float], r
     limits = Limits(len(speeds), repeats)
     curve: Curve = lambda streams: speeds[streams - 1]  # noqa: E731
     found = density.found(search(curve, limits), limits)
-    expected = [largest(curve, least, limits.most) for least in (REAL_TIME, INTEL, LIVEPEER)]
+    expected = [largest(curve, least, limits.most) for least in (1.0, 0.98, 1 / 0.8)]
     assert [found.streams, found.intel, found.livepeer] == expected
     assert found.confirmed
     assert found.capped == (expected[0] == limits.most)
@@ -90,7 +90,7 @@ def test_it_takes_runs_by_the_logarithm(engines: int, rate: float, repeats: int)
     limits = Limits(4096, repeats)
     seen = search(shared(rate, engines), limits)
     found = density.found(seen, limits)
-    assert found.streams == largest(shared(rate, engines), REAL_TIME, 4096)
+    assert found.streams == largest(shared(rate, engines), 1.0, 4096)
     # twice for real time (there and back), once for each of the other rules, and what is confirmed
     assert len(seen) <= 4 * (math.log2(max(1, found.intel)) + 2) + 2 * repeats
 
@@ -291,18 +291,13 @@ STREAM = 256 * 144 * 25
 ENCODES: dict[str, object] = {"encode": "h264", "decode": "none", "vpp": False, "rc": "CQP"}
 
 
-@pytest.mark.parametrize(
-    ("engines", "each", "packing"),
-    [pytest.param(2, 1.75, "each", id="two engines, one in each"), pytest.param(1, 2.4, "one", id="one engine")],
-)
-def test_the_number_of_streams_is_what_the_engines_make(bench: Bench, engines: int, each: float, packing: str) -> None:
-    bench.gpus.add("renderD128", ENCODES, engines=engines, encode_rate=round(each * STREAM))
-    found = bench.density("--packing", packing, "--seconds", "1")
-    streams = math.floor(engines * each)
-    assert (found.streams, found.confirmed, found.capped) == (streams, True, False), found
-    assert found.livepeer == math.floor(engines * each / 1.25)
-    assert found.pixel_rate == pytest.approx(engines * each * STREAM, rel=0.1)
-    assert found.levels[0].slowest == pytest.approx(each, rel=0.1), "one stream has one engine"
+def test_the_number_of_streams_is_what_two_engines_make(bench: Bench) -> None:
+    bench.gpus.add("renderD128", ENCODES, engines=2, encode_rate=round(1.75 * STREAM))
+    found = bench.density("--packing", "each", "--seconds", "1")
+    assert (found.streams, found.confirmed, found.capped) == (3, True, False), found
+    assert found.livepeer == 2
+    assert found.pixel_rate == pytest.approx(2 * 1.75 * STREAM, rel=0.1)
+    assert found.levels[0].slowest == pytest.approx(1.75, rel=0.1), "one stream has one engine"
 
 
 def test_a_device_that_takes_only_so_many_sessions_bears_so_many_streams(bench: Bench) -> None:
@@ -338,9 +333,10 @@ def test_a_capacity_file_that_is_none_is_refused_before_anything_is_measured(ben
 
 
 def test_a_worker_takes_as_many_jobs_at_a_time_as_density_found_streams(bench: Bench, redis: services.Redis) -> None:
-    device = bench.gpus.add("renderD128", ENCODES, engines=2, encode_rate=round(1.25 * STREAM))
-    assert bench.density("--packing", "one", "--seconds", "1", "--capacity", str(bench.capacity)).streams == 2
-    device.configure(ENCODES, engines=2, encode_rate=round(0.4 * STREAM))  # slow, so that all three are seen at once
+    device = bench.gpus.add("renderD128", ENCODES, encode_rate=round(2.4 * STREAM))
+    found = bench.density("--packing", "one", "--seconds", "1", "--capacity", str(bench.capacity))
+    assert (found.streams, found.confirmed) == (2, True), found
+    device.configure(ENCODES, encode_rate=round(0.8 * STREAM))  # slow, so that all three are seen at once
     named: dict[str, Any] = {**bench.environment, "TRANSCODER_CAPACITY_FILE": str(bench.capacity)}
     roots = [bench.folder, bench.clip.parent]
     words = ("--serves", "hardware")

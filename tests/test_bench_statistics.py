@@ -193,6 +193,14 @@ def test_an_open_question_takes_more_blocks_and_more_where_more_is_asked(
     assert 1 <= more_blocks(logs, margin, contrasts) <= more_blocks(logs, margin, contrasts + 1)
 
 
+def test_a_ratio_near_the_margin_takes_longest() -> None:
+    """Halfway between 1 and the margin both verdicts are equally far."""
+    noise = [-0.2, 0.2] * 10
+    halfway = math.log1p(0.1) / 2
+    blocks = [more_blocks([mean + one for one in noise], 0.1) for mean in (0.02, halfway, 0.09)]
+    assert blocks[1] > max(blocks[0], blocks[2])
+
+
 def test_as_many_more_blocks_as_foretold_settle_it() -> None:
     generator = random.Random(4)
     settled = 0

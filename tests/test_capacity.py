@@ -116,6 +116,12 @@ def test_the_cpus_bear_by_their_number() -> None:
     assert half.source.endswith("on 2 CPUs, of which 1 are here")
 
 
+def test_a_figure_that_was_not_confirmed_says_so() -> None:
+    doubtful = MEASURED.model_copy(update={"confirmed": False})
+    source = budgets(measured=CapacityFile(devices={GPU: doubtful})).of_device(GPU).source
+    assert source.endswith("3 × h264 720p25, not confirmed")
+
+
 def test_a_lower_bound_is_called_one() -> None:
     bound = MEASURED.model_copy(update={"at_least": True})
     assert "at least 3 ×" in budgets(measured=CapacityFile(devices={GPU: bound})).of_device(GPU).source

@@ -164,7 +164,8 @@ def with_cpus(capacities: CapacityFile, measured: OfCpus) -> CapacityFile:
 
 def _source(path: str | None, found: Measurement) -> str:
     number = f"{'at least ' if found.at_least else ''}{found.streams} × {found.workload}"
-    return f"{path}, measured {found.measured}: {number}"
+    doubt = "" if found.confirmed else ", not confirmed"
+    return f"{path}, measured {found.measured}: {number}{doubt}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

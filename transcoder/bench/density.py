@@ -21,9 +21,9 @@ from typing import Final
 
 REAL_TIME: Final = 1.0
 INTEL: Final = 0.98
-"""Intel's media delivery reports count streams of which each keeps 98 % of its frame rate."""
+"""Intel's Media Delivery counts streams that keep 98 % of their frame rate (github.com/intel/media-delivery)."""
 LIVEPEER: Final = 1.25
-"""Livepeer's orchestrators allow a duration ratio of 0.8 at most: a second of video in 0.8 s."""
+"""Livepeer's livepeer_bench allows a duration ratio of 0.8 at most: a second of video in 0.8 s."""
 
 _AGAIN: Final = 3
 """How many times the repeats are asked for where they are not of one mind."""

@@ -74,6 +74,7 @@ def fixed_blocks(
     `left` what is left of the time budget. The blocks of the pilot are among those that count: their number follows
     from their spread alone and never from which cell was ahead (an internal pilot: Wittes and Brittain, Statistics in
     Medicine 9, 1990), so that they favour neither verdict and a short benchmark need not throw half of itself away.
+    The price, in a simulation of 5,000 benchmarks each: the tests' 5 % of false claims are 4 to 7 %.
     """
     wanted = max(pilot, needed_blocks(deviation, margin))
     affordable = pilot + max(0, math.floor(left / seconds))

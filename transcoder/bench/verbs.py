@@ -138,7 +138,7 @@ def _conclude(result: Result, path: str) -> None:
     found = analyse(result)
     screen.line(found.headline)
     if result.kind == "density":
-        screen.table(("containers × stacks", "slowest, × real time", "runs"), _levels(result))
+        screen.table(("cell", "slowest, × real time", "runs"), _levels(result))
     else:
         screen.table(_COLUMNS, [*_again(found), *_rows(found)])
     for sentence in (*found.troubles, *result.notes):
