@@ -23,7 +23,7 @@ from typing import Any
 from tests import gpu, services
 from transcoder import Client, JobSpec
 from transcoder.bench import density_runner, runner
-from transcoder.bench.analysis import analyse
+from transcoder.bench.analysis import analyse, throughput
 from transcoder.bench.density import Limits
 from transcoder.bench.result import Run
 
@@ -144,7 +144,7 @@ def searched(here: Room, asked: argparse.Namespace, capacities: str | None) -> t
         accel="vaapi", engine="processes", clip=str(here.clip), limits=limits, seconds=asked.seconds, packings=packings
     )
     result = density_runner.measure(wanted, str(here.folder / "density.json"), capacities, Silent())
-    runs = [(run.cell.stacks, sum(density_runner.paces(run)) / FPS) for run in result.runs if not run.warmup]
+    runs = [(run.cell.stacks, sum(throughput(run)[0]) / FPS) for run in result.runs if not run.warmup]
     fullest = max(streams for streams, _ in runs)
     full = [total for streams, total in runs if streams > fullest / 2]
     return result.density[0], next(total for streams, total in runs if streams == 1), median(full)

@@ -140,6 +140,19 @@ def test_the_worker_is_held_against_bare_ffmpeg_where_that_was_measured() -> Non
     assert analysis.verdicts(found, made(0))["worker 1 × 2"].startswith("the worker's whole path against bare: ")
 
 
+def test_the_worker_and_what_it_is_held_against_are_judged_by_their_whole_time() -> None:
+    """A job has no window: against bare ffmpeg's, which leaves out how it starts, a worker would seem slow."""
+    late = changed(made(8, noise=0.001, cells=(BARE, TWO, WORKER)), lambda one: one.model_copy(update={"started": -5}))
+    runs = tuple(changed(late, _unseen).runs[at] if run.cell.worker else run for at, run in enumerate(late.runs))
+    ratio = of(analyse(late.model_copy(update={"runs": runs}), RESAMPLES), WORKER).ratio
+    assert ratio is not None
+    assert ratio.value == pytest.approx(1, abs=0.02)
+
+
+def _unseen(stack: StackRun) -> StackRun:
+    return stack.model_copy(update={"stamps": ()})
+
+
 def test_what_was_not_measured_has_no_contrast() -> None:
     found = analyse(changed(made(8), lambda stack: stack.model_copy(update={"pss": 0})), RESAMPLES)
     assert "pss" not in {one.metric for one in found.contrasts}

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from tests import gpu, services
 from tests.conftest import MakeClip
 from transcoder import Client, JobSpec
-from transcoder.bench import density, density_runner
+from transcoder.bench import density
+from transcoder.bench.analysis import throughput
 from transcoder.bench.density import Ask, Found, Limits, Seen
 from transcoder.bench.density_runner import with_found
 from transcoder.bench.result import (
@@ -370,4 +371,4 @@ def test_the_report_that_comes_when_the_device_is_closed_makes_no_stream_slower(
     late = Stamp(at=1.5, frames=100)  # all frames were made at 1 s
     stack = StackRun(container=0, started=0, ended=1.6, frames=100, stamps=(*stamps, late))
     run = Run(block=0, place=0, cell=Cell(containers=1, stacks=2), stacks=(stack, stack))
-    assert density_runner.paces(run) == pytest.approx((100, 100))
+    assert throughput(run)[0] == pytest.approx((100, 100))

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Final, Literal, get_args
 
 from transcoder.bench import design, statistics
-from transcoder.bench.result import Cell, Density, Result, Run, StackRun, Workload
+from transcoder.bench.result import Cell, Density, Result, Run, Stamp, Workload
 from transcoder.bench.statistics import LEVEL
 
 Metric = Literal["fps", "slowest", "cpu", "latency", "pss"]
@@ -135,26 +135,32 @@ def deviation(result: Result) -> float:
 def throughput(run: Run) -> tuple[tuple[float, ...], bool]:
     """Frames per second of each stack in the window in which all are active; whether there is such a window.
 
-    It lasts from the latest first stamp to the earliest last one; stamps are interpolated linearly. Where it is empty
-    or shorter than a tenth of the run, each stack's whole run is taken instead.
+    It lasts from the latest first stamp to the earliest last one; stamps are interpolated linearly. What tells that
+    all frames are made is no stamp: it comes when ffmpeg has closed file and device, which is late in a short run.
+    Where the window is empty or shorter than a tenth of the run, each stack's whole run is taken instead.
     """
-    if all(len(stack.stamps) > 1 for stack in run.stacks):
-        begin = max(stack.stamps[0].at for stack in run.stacks)
-        end = min(stack.stamps[-1].at for stack in run.stacks)
+    stamps = [[one for one in stack.stamps if one.frames < stack.frames] for stack in run.stacks]
+    if all(len(one) > 1 for one in stamps):
+        begin, end = max(one[0].at for one in stamps), min(one[-1].at for one in stamps)
         if end - begin >= _LEAST_WINDOW * _duration(run) > 0:
-            frames = ((_frames_at(stack, end) - _frames_at(stack, begin)) for stack in run.stacks)
+            frames = ((_frames_at(one, end) - _frames_at(one, begin)) for one in stamps)
             return tuple(one / (end - begin) for one in frames), True
-    return tuple(stack.frames / max(stack.ended - stack.started, 1e-9) for stack in run.stacks), False
+    return _whole(run), False
+
+
+def _whole(run: Run) -> tuple[float, ...]:
+    """Frames per second of each stack over all its time."""
+    return tuple(stack.frames / max(stack.ended - stack.started, 1e-9) for stack in run.stacks)
 
 
 def _duration(run: Run) -> float:
     return max(stack.ended for stack in run.stacks) - min(stack.started for stack in run.stacks)
 
 
-def _frames_at(stack: StackRun, moment: float) -> float:
+def _frames_at(stamps: Sequence[Stamp], moment: float) -> float:
     """Encoded by then, between the two stamps around it."""
-    after = next((place for place, one in enumerate(stack.stamps) if one.at >= moment), len(stack.stamps) - 1)
-    first, last = stack.stamps[max(0, after - 1)], stack.stamps[after]
+    after = next((place for place, one in enumerate(stamps) if one.at >= moment), len(stamps) - 1)
+    first, last = stamps[max(0, after - 1)], stamps[after]
     if last.at <= first.at:
         return last.frames
     return first.frames + (last.frames - first.frames) * (moment - first.at) / (last.at - first.at)
@@ -173,13 +179,13 @@ def _cpu(run: Run) -> float:
     return 1000 * seconds / max(1, sum(stack.frames for stack in run.stacks))
 
 
-def _observed(run: Run, metric: Metric, workload: Workload) -> float:
-    """A run in one metric; 0 where it was not measured."""
+def _observed(run: Run, metric: Metric, workload: Workload, *, whole: bool = False) -> float:
+    """A run in one metric; 0 where it was not measured. `whole` takes the throughput of all its time."""
     match metric:
         case "fps":
-            return math.fsum(throughput(run)[0])
+            return math.fsum(_whole(run) if whole else throughput(run)[0])
         case "slowest":
-            return min(throughput(run)[0]) / workload.frame_rate
+            return min(_whole(run) if whole else throughput(run)[0]) / workload.frame_rate
         case "cpu":
             return _cpu(run)
         case "latency":
@@ -229,8 +235,15 @@ def _paired(runs: Sequence[Run], metric: Metric, workload: Workload) -> list[_Pa
             for block in sorted({run.block for run in runs})
             if (block, cell, again) in seen and (block, held, False) in seen
         ]
+        whole = cell.worker  # a job has no window: it begins and ends beside what it encodes
         values = [
-            (block, _observed(one, metric, workload), _observed(other, metric, workload), _jobs(one), _jobs(other))
+            (
+                block,
+                _observed(one, metric, workload, whole=whole),
+                _observed(other, metric, workload, whole=whole),
+                _jobs(one),
+                _jobs(other),
+            )
             for block, one, other in both
         ]
         kept = [one for one in values if one[1] > 0 < one[2]]

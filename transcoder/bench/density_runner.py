@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from transcoder.bench.result import Accel, Cell, Density, Design, Engine, Level,
 from transcoder.bench.rig import Housed, Rig, opened
 from transcoder.bench.runner import Show
 from transcoder.capacity import CapacityFile, Measurement, OfCpus
-from transcoder.errors import BenchmarkFailed, InputMissing, MachineBusy, TargetUnwritable
+from transcoder.errors import BenchmarkFailed, MachineBusy, TargetUnwritable
 from transcoder.version import __version__
 
 Packing = Literal["one", "each"]
@@ -66,7 +65,7 @@ def measure(asked: Asked, out: str, capacities: str | None, show: Show) -> Resul
     """
     for path in filter(None, (out, capacities)):
         runner.refuse_unwritable(path)
-    drafts = [runner._unfinished(path) for path in (out, capacities) if path]
+    drafts = [runner.unfinished(path) for path in (out, capacities) if path]
     known = _known(capacities)
     chosen = engine(asked.engine)
     version = chosen.version()
@@ -148,7 +147,7 @@ class _Session:
         self._show.phase("starting containers")
         self._crowds = [_Crowd(packing, self._rig) for packing in asked.packings]
         first = self._crowds[0].housed(1)
-        name, inside = self._clip(first)
+        name, inside = runner.bring_clip(self._rig, first, asked.clip, asked.seconds, self._show)
         self._show.phase("planning")
         first.agent.ask(ask="plan", accel=asked.accel, source=inside, codec=asked.codec, height=asked.height)
         plan = first.agent.answer(_PLAN_LIMIT)
@@ -192,25 +191,6 @@ class _Session:
             ),
             workload=workload,
         )
-
-    def _clip(self, first: Housed) -> tuple[str, str]:
-        """The clip's name, and its path as the cells see it."""
-        if self._asked.clip:
-            name = os.path.basename(self._asked.clip)
-            ours, inside = self._rig.clip(f"clip{os.path.splitext(name)[1]}")
-            try:
-                shutil.copyfile(self._asked.clip, ours)
-            except OSError as failed:
-                raise InputMissing(
-                    f"the clip {self._asked.clip} cannot be read: {failed.strerror}", "Name another with --clip."
-                ) from None
-            os.chmod(ours, 0o644)
-            return name, inside
-        self._show.phase("making the clip")
-        _, inside = self._rig.clip("made.mp4")
-        first.agent.ask(ask="make", argv=runner.made_clip(self._asked.seconds, inside), limit=_MAKE_LIMIT)
-        first.agent.answer(_MAKE_LIMIT + 10)
-        return f"made ({self._asked.seconds:g} s)", inside
 
     def search(self) -> Result:
         """Run what the search of each packing asks for, a run of each in turn; gives the whole result."""
@@ -270,7 +250,7 @@ class _Session:
             self._notes.append(note)
             self._show.note(note)
             return 0.0
-        return min(paces(run)) / load.frame_rate
+        return min(throughput(run)[0]) / load.frame_rate
 
     def _save(self) -> None:
         found = tuple(self._found(crowd) for crowd in self._crowds if crowd.seen)
@@ -281,7 +261,7 @@ class _Session:
         found = density.found(crowd.seen, self._limits)
         load, cell = self._result.workload, crowd.cell(max(1, found.streams))
         at_it = [run for run in self._result.runs if run.cell == cell and not run.warmup]
-        rates = [sum(paces(run)) for run in at_it if not _trouble(run.stacks, load.frames)]
+        rates = [sum(throughput(run)[0]) for run in at_it if not _trouble(run.stacks, load.frames)]
         return Density(
             cell=cell,
             streams=found.streams,
@@ -295,19 +275,6 @@ class _Session:
             ),
             pixel_rate=load.width * load.height * median(rates) if rates else 0.0,
         )
-
-
-def paces(run: Run) -> tuple[float, ...]:
-    """Frames per second of each stream while all of them encode.
-
-    Without ffmpeg's reports that all frames are made: they come when it has closed the file and the device, and a fast
-    stream is done in a second.
-    """
-    stacks = [
-        stack.model_copy(update={"stamps": tuple(one for one in stack.stamps if one.frames < stack.frames)})
-        for stack in run.stacks
-    ]
-    return throughput(run.model_copy(update={"stacks": tuple(stacks)}))[0]
 
 
 def work(run: Run) -> float:
@@ -334,7 +301,7 @@ def _known(path: str | None) -> CapacityFile:
 
 def _write(text: str, path: str) -> None:
     """Whole or not at all: a worker may read it at any moment."""
-    draft = runner._unfinished(path)
+    draft = runner.unfinished(path)
     try:
         with open(draft, "w", encoding="utf-8") as file:
             file.write(text)

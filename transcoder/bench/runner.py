@@ -123,7 +123,7 @@ def topology(asked: Asked, out: str, show: Show) -> Result:
     image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
-    with in_order(), opened(made, also=[_unfinished(out)]) as rig, ExitStack() as after:
+    with in_order(), opened(made, also=[unfinished(out)]) as rig, ExitStack() as after:
         session = _Session(asked, rig, out, show, began)
         after.callback(session.close)
         session.prepare(version, f"{image} {digest}".strip())
@@ -227,7 +227,7 @@ class _Session:
             self._start(cell)
         reference = design.whole(matrix)
         first = self._housed[reference]
-        name, self._source = self._clip(first)
+        name, self._source = bring_clip(self._rig, first, self._asked.clip, self._asked.scale.clip, self._show)
         plan = self._plan(first)
         self._device = plan["device"] is not None
         frames = self._fit(first, plan)
@@ -311,26 +311,6 @@ class _Session:
         if ignored := granted(self._asked.options).ignored:
             self._note(f"bare cells are not given these words for containers: {' '.join(ignored)}")
         return True
-
-    def _clip(self, first: Housed) -> tuple[str, str]:
-        """The clip's name, and its path as the cells see it."""
-        if self._asked.clip:
-            name = os.path.basename(self._asked.clip)
-            ours, inside = self._rig.clip(f"clip{os.path.splitext(name)[1]}")
-            try:
-                shutil.copyfile(self._asked.clip, ours)
-            except OSError as failed:
-                raise InputMissing(
-                    f"the clip {self._asked.clip} cannot be read: {failed.strerror}", "Name another with --clip."
-                ) from None
-            os.chmod(ours, 0o644)
-            return name, inside
-        self._show.phase("making the clip")
-        seconds = self._asked.scale.clip
-        _, inside = self._rig.clip("made.mp4")
-        first.agent.ask(ask="make", argv=made_clip(seconds, inside), limit=_MAKE_LIMIT)
-        first.agent.answer(_MAKE_LIMIT + 10)
-        return f"made ({seconds:g} s)", inside
 
     def _fit(self, first: Housed, plan: Mapping[str, Any]) -> int:
         """How many frames a run takes, so that it is as long as the profile wants."""
@@ -476,6 +456,30 @@ def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
     return (*argv[:before], "-t", f"{(frames - 0.5) / rate:.6f}", *argv[before:])
 
 
+def bring_clip(rig: Rig, first: Housed, clip: str | None, seconds: float, show: Show) -> tuple[str, str]:
+    """The clip's name, and its path as the cells see it; where none is named, so many seconds are made in a cell.
+
+    Raises:
+        InputMissing: it cannot be read.
+    """
+    if clip:
+        name = os.path.basename(clip)
+        ours, inside = rig.clip(f"clip{os.path.splitext(name)[1]}")
+        try:
+            shutil.copyfile(clip, ours)
+        except OSError as failed:
+            raise InputMissing(
+                f"the clip {clip} cannot be read: {failed.strerror}", "Name another with --clip."
+            ) from None
+        os.chmod(ours, 0o644)
+        return name, inside
+    show.phase("making the clip")
+    _, inside = rig.clip("made.mp4")
+    first.agent.ask(ask="make", argv=made_clip(seconds, inside), limit=_MAKE_LIMIT)
+    first.agent.answer(_MAKE_LIMIT + 10)
+    return f"made ({seconds:g} s)", inside
+
+
 def made_clip(seconds: float, path: str) -> list[str]:
     """The words that make the default clip: moving edges over slow gradients with a camera's noise, always the same.
 
@@ -508,16 +512,17 @@ def refuse_unwritable(out: str) -> None:
 
 def write(result: Result, out: str) -> None:
     """Put the result in its file, whole or not at all."""
-    unfinished = _unfinished(out)
+    draft = unfinished(out)
     try:
-        with open(unfinished, "w", encoding="utf-8") as file:
+        with open(draft, "w", encoding="utf-8") as file:
             file.write(result.model_dump_json(indent=1) + "\n")
-        os.replace(unfinished, out)
+        os.replace(draft, out)
     except OSError as refused:
         raise TargetUnwritable(f"the result {out} cannot be written: {refused.strerror}", "Make room.") from None
 
 
-def _unfinished(out: str) -> str:
+def unfinished(out: str) -> str:
+    """Where a file is written before it gets its name."""
     folder, name = os.path.split(os.path.abspath(out))
     return f"{folder}/.{name}.unfinished"
 
