@@ -303,7 +303,7 @@ def test_the_number_of_streams_is_what_two_engines_make(bench: Bench) -> None:
 
 def test_a_device_that_takes_only_so_many_sessions_bears_so_many_streams(bench: Bench) -> None:
     bench.gpus.add("renderD128", ENCODES, engines=4, encode_rate=3 * STREAM, max_sessions=2)
-    code, said, found = bench.run("--packing", "one", "--seconds", "0.4", "--capacity", str(bench.capacity))
+    code, said, found = bench.run("--packing", "one", "--seconds", "2", "--capacity", str(bench.capacity))
     assert code == 0, said
     assert found is not None
     assert (found.density[0].streams, found.density[0].confirmed) == (2, True)
