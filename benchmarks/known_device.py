@@ -1,8 +1,11 @@
-"""`python -m benchmarks.known_device`: does the benchmark find what is known of a GPU in software?
+"""`python -m benchmarks.known_device`: does the benchmark find what is known?
 
 grid     density against the analytic number of streams, and the curve's engines and rate against the device's
 queue    a worker with the capacity file that density wrote: how many jobs at a time, and how fast the slowest
 cost     a cost of 5 % that each container has is found by topology, and none is claimed where there is none
+stopped  software encoders that are stopped for a twentieth of the time, by SIGSTOP, where each has its own container
+
+All but the last are of a GPU in software.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,12 +31,14 @@ from transcoder.bench import density_runner, runner
 from transcoder.bench.analysis import analyse, throughput
 from transcoder.bench.density import Limits
 from transcoder.bench.result import Run
+from transcoder.vitals import family
 
 WIDTH, HEIGHT, FPS = 256, 144, 25
 """Whole macroblocks, since the device takes as long as its surface is large; small, so that the CPUs have room."""
 STREAM = WIDTH * HEIGHT * FPS
 ENCODES: dict[str, object] = {"encode": "h264", "decode": "none", "vpp": False, "rc": "CQP"}
 COST = 0.05
+PERIOD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ class Room:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.known_device", description=__doc__)
-    parser.add_argument("what", choices=("grid", "queue", "cost"))
+    parser.add_argument("what", choices=("grid", "queue", "cost", "stopped"))
     parser.add_argument("--seconds", type=float, default=4.0, help="of the clip in a run of density")
     parser.add_argument("--packing", choices=density_runner.PACKINGS, default="one")
     parser.add_argument("--first", type=int, default=0, help="row of the grid to begin with")
@@ -116,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.beside_others:
         runner.BUSY = 1.01
     print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} CPUs")
-    {"grid": grid, "queue": queue, "cost": cost}[asked.what](asked)
+    {"grid": grid, "queue": queue, "cost": cost, "stopped": stopped}[asked.what](asked)
     return 0
 
 
@@ -226,6 +233,61 @@ def cost(asked: argparse.Namespace) -> None:
             )
     for share, count in wrong.items():
         print(f"injected {share:.0%}: right in {asked.runs - count} of {asked.runs}")
+
+
+def stopped(asked: argparse.Namespace) -> None:
+    """Two stacks in software; those of the cell that has two agents stand still now and then."""
+    with tempfile.TemporaryDirectory(prefix="known-device-") as folder, standing_still(COST):
+        wanted = runner.Asked(stacks=(2,), accel="software", engine="processes", budget=asked.budget, seconds=1.0)
+        result = runner.topology(wanted, f"{folder}/topology.json", Silent())
+    found = analyse(result)
+    print(found.headline)
+    for one in found.contrasts:
+        if one.metric == "fps" and one.ratio:
+            name = f"{one.cell.name} {'again' if one.again else 'stopped'}"
+            ratio = one.ratio
+            print(f"{name:16}  {ratio.value:.4f} (95 % {ratio.low95:.4f}–{ratio.high95:.4f})  {one.verdict}")
+
+
+@contextmanager
+def standing_still(share: float) -> Iterator[None]:
+    """Stop the stacks that have an agent of their own for that share of every tenth of a second."""
+    over = threading.Event()
+
+    def now_and_then() -> None:
+        while not over.wait(PERIOD * (1 - share)):
+            stacks = alone()
+            try:
+                for pid in stacks:
+                    send(pid, signal.SIGSTOP)
+                time.sleep(PERIOD * share)
+            finally:
+                for pid in stacks:
+                    send(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=now_and_then)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def alone() -> list[int]:
+    """The ffmpegs of this benchmark that run now, unless one agent has two of them."""
+    found = {}
+    for pid in family(os.getpid()):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            if Path(words[0]).name == "ffmpeg" and "/out-" in words[-2]:
+                found[pid] = words[-2]
+    return [] if any("/out-1." in output for output in found.values()) else list(found)
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 @contextmanager
