@@ -196,8 +196,10 @@ def test_a_scrape_succeeds_without_queue_figures_while_redis_is_away() -> None:
 
 
 @contextmanager
-def opened(worker: Metrics, healthy: Callable[[], bool] = lambda: True, host: str = LOOPBACK) -> Iterator[Endpoint]:
-    endpoint = metrics.serve(worker, 0, host, healthy)
+def opened(
+    worker: Metrics, unwell: Callable[[], str | None] = lambda: None, host: str = LOOPBACK
+) -> Iterator[Endpoint]:
+    endpoint = metrics.serve(worker, 0, host, unwell)
     try:
         yield endpoint
     finally:
@@ -214,22 +216,24 @@ def get(endpoint: Endpoint, path: str, method: str = "GET") -> tuple[int, str]:
             return refused.code, refused.read().decode()
 
 
-def broken() -> bool:
+def broken() -> str | None:
     raise RuntimeError("cannot tell")
 
 
 @pytest.mark.parametrize(
-    ("healthy", "status"),
+    ("unwell", "status", "words"),
     [
-        pytest.param(lambda: True, 200, id="200 when well"),
-        pytest.param(lambda: False, 503, id="503 when not"),
-        pytest.param(broken, 503, id="503 when it cannot tell"),
+        pytest.param(lambda: None, 200, "ok\n", id="200 when well"),
+        pytest.param(lambda: "it sleeps", 503, "it sleeps\n", id="503 and why when not"),
+        pytest.param(broken, 503, "RuntimeError: cannot tell\n", id="503 when it cannot tell"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_healthz_answers(worker: Metrics, healthy: Callable[[], bool], status: int, method: str) -> None:
-    with opened(worker, healthy) as endpoint:
-        assert get(endpoint, "/healthz", method)[0] == status
+def test_healthz_answers(
+    worker: Metrics, unwell: Callable[[], str | None], status: int, words: str, method: str
+) -> None:
+    with opened(worker, unwell) as endpoint:
+        assert get(endpoint, "/healthz", method) == (status, words if method == "GET" else "")
 
 
 def test_other_paths_are_not_found_and_a_head_of_the_metrics_is_answered(worker: Metrics) -> None:
@@ -240,7 +244,7 @@ def test_other_paths_are_not_found_and_a_head_of_the_metrics_is_answered(worker:
 
 def test_a_port_that_is_taken_is_an_error_of_the_setting(worker: Metrics) -> None:
     with opened(worker) as endpoint, pytest.raises(SettingsError, match="Address already in use") as refused:
-        metrics.serve(worker, endpoint.port, LOOPBACK, lambda: True)
+        metrics.serve(worker, endpoint.port, LOOPBACK, lambda: None)
     assert "TRANSCODER_METRICS_PORT" in refused.value.next_step
 
 

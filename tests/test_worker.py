@@ -240,6 +240,17 @@ def test_a_worker_without_media_roots_refuses_to_start(redis: services.Redis) ->
     assert "TRANSCODER_MEDIA_ROOTS is not set" in ended.stderr
 
 
+def test_a_worker_whose_media_are_not_there_refuses_to_start_and_takes_no_job(
+    redis: services.Redis, short: Path, tmp_path: Path
+) -> None:
+    client = Client(redis.url)
+    job_id = client.submit(JobSpec(source=str(short), target=str(tmp_path / "out.mp4")))
+    ended = started_alone(redis, TRANSCODER_MEDIA_ROOTS=f"{tmp_path}:/no/media")
+    assert ended.returncode == 18
+    assert "the media root '/no/media' cannot be used: No such file or directory" in ended.stderr
+    assert client.status(job_id).state == "queued"
+
+
 def test_a_worker_without_ffmpeg_ends_and_keeps_no_job(redis: services.Redis, short: Path, tmp_path: Path) -> None:
     client = Client(redis.url)
     job_id = client.submit(JobSpec(source=str(short), target=str(tmp_path / "out.mp4")))
@@ -524,6 +535,62 @@ def test_a_job_that_requires_hardware_goes_to_another_device_or_fails(
     assert went(parts) == end
     if end[0] == "failed":
         assert type(error).__name__ in parts.fields()["error"]
+
+
+UNSEEN = InputMissing("the source '/media/in.mkv' cannot be used", "Mount it.", of_this_host=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "others", "end"),
+    [
+        pytest.param(UNSEEN, "prefer", ("hw.h264", "software"), ("queued", "hw.h264"), id="another may see it"),
+        pytest.param(UNSEEN, "prefer", ("software",), ("queued", "software"), id="if only one for software"),
+        pytest.param(UNSEEN, "require", ("software",), ("failed", "hw.h264"), id="which shall not have it"),
+        pytest.param(UNSEEN, "prefer", (), ("failed", "hw.h264"), id="there is no other"),
+        pytest.param(InputMissing("it is empty"), "prefer", ("hw.h264",), ("failed", "hw.h264"), id="all see the same"),
+    ],
+)
+def test_a_job_whose_files_this_host_does_not_see_goes_to_another_worker_or_fails(
+    parts: Parts,
+    monkeypatch: pytest.MonkeyPatch,
+    error: TranscoderError,
+    policy: str,
+    others: tuple[str, ...],
+    end: tuple[str, str],
+) -> None:
+    monkeypatch.setattr(worker, "transcode", encodes("software", then=error))
+    serve(parts, "me", "hw.h264", "software")
+    serve(parts, "other", *others)
+    parts.submit(acceleration={"policy": policy})
+    parts.worker.run("a")
+    assert went(parts) == end
+
+
+def test_a_job_whose_files_two_workers_do_not_see_fails_though_a_third_lives(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "transcode", encodes("software", then=UNSEEN))
+    for owner in ("me", "other", "third"):
+        serve(parts, owner, "hw.h264")
+    parts.submit()
+    parts.worker.run("a")
+    parts.worker.run("a")
+    assert (went(parts)[0], parts.fields()["attempt"]) == ("queued", "1"), "it does not get back what it handed on"
+    parts.heart.owner = "other"
+    parts.worker.run("a")
+    assert (went(parts)[0], parts.fields()["attempt"]) == ("failed", "2")
+    assert "InputMissing" in parts.fields()["error"]
+
+
+def test_a_worker_that_has_lost_its_media_gives_the_job_back(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "transcode", encodes("software", then=UNSEEN))
+    gone = worker.Worker(
+        *(parts.ledger, parts.heart, parts.equipped, Policy(("/media",))), media_gone=lambda: "the media root is gone"
+    )
+    parts.submit()
+    gone.run("a")
+    assert went(parts) == ("queued", "hw.h264")
+    assert parts.ledger.record("a").history[-1].detail == "the media root is gone"
 
 
 def test_a_job_asks_redis_nothing_while_it_runs(parts: Parts, redis: services.Redis) -> None:

@@ -428,7 +428,7 @@ class _Requests(MetricsHandler):
     """Answers GET and HEAD of /metrics and /healthz."""
 
     timeout = 10  # seconds, so that a client that says nothing holds no thread
-    healthy: Callable[[], bool]
+    unwell: Callable[[], str | None]
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -437,17 +437,18 @@ class _Requests(MetricsHandler):
         elif path == "/metrics":
             self._answer(HTTPStatus.OK, "")
         elif path == "/healthz":
-            self._answer(*((HTTPStatus.OK, "ok\n") if self._is_healthy() else (HTTPStatus.SERVICE_UNAVAILABLE, "no\n")))
+            why = self._why_unwell()
+            self._answer(*((HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n") if why else (HTTPStatus.OK, "ok\n")))
         else:
             self._answer(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz\n")
 
     do_HEAD = do_GET
 
-    def _is_healthy(self) -> bool:
+    def _why_unwell(self) -> str | None:
         try:
-            return type(self).healthy()
-        except Exception:  # whatever stops the answer, it is not a healthy one
-            return False
+            return type(self).unwell()
+        except Exception as wrong:  # whatever stops the answer, it is not a healthy one
+            return f"{type(wrong).__name__}: {wrong}"
 
     def _answer(self, status: HTTPStatus, text: str) -> None:
         self.send_response(status)
@@ -472,13 +473,13 @@ class Endpoint:
         self._server.server_close()
 
 
-def serve(metrics: Metrics, port: int, host: str, healthy: Callable[[], bool]) -> Endpoint:
-    """Answers /metrics and /healthz (200, or 503 where `healthy` says no) from threads of its own.
+def serve(metrics: Metrics, port: int, host: str, unwell: Callable[[], str | None]) -> Endpoint:
+    """Answers /metrics and /healthz (200, or 503 with what `unwell` says) from threads of its own.
 
     Raises:
         SettingsError: the port cannot be opened.
     """
-    handler = type("Requests", (_Requests,), {"registry": metrics.registry, "healthy": staticmethod(healthy)})
+    handler = type("Requests", (_Requests,), {"registry": metrics.registry, "unwell": staticmethod(unwell)})
     server = type("Server", (_Server,), {"address_family": AF_INET6 if ":" in host else AF_INET})
     try:
         return Endpoint(server((host, port), handler))
