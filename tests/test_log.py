@@ -148,6 +148,15 @@ def test_no_line_shows_the_password_of_the_broker(stream: io.StringIO, form: log
     assert "@host" in stream.getvalue()
 
 
+def test_a_line_of_celery_is_one_sentence_and_a_name_in_ours_stays_as_it_is(stream: io.StringIO) -> None:
+    log.configure("json", "info", stream)
+    logging.getLogger("celery.worker").error("cannot connect.\n%s\n", "Trying again in 1 second.")
+    log.write("probing", "probing /media/a\nb.mp4")
+    celery, ours = lines(stream)
+    assert celery["message"] == "cannot connect. Trying again in 1 second."
+    assert ours["message"] == "probing /media/a\nb.mp4"
+
+
 def test_lines_of_celery_and_warnings_go_the_same_way(stream: io.StringIO) -> None:
     log.configure("json", "info", stream)
     logging.getLogger("celery.worker").warning("lost %d", 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import json
 import os
 import shlex
@@ -9,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from transcoder import signals
 from transcoder.errors import TranscoderError
 
 INTERRUPTED = 130
@@ -27,19 +30,34 @@ def main() -> int:
             _report(error, as_json="--json" in words)
             return error.exit_code
         finally:
-            sys.stdout.flush()
+            _flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes once more on its way out, and would complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere()
         return READER_GONE
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as gone:
+        if gone.errno != errno.EIO:
+            raise
+        _write_nowhere()  # the terminal was closed, which is nobody's failure
+
+
+def _write_nowhere() -> None:
+    """Python flushes once more on its way out, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _verb(words: Sequence[str]) -> int:
     if words[:1] == ["worker"]:
         # until Celery listens, which takes a second: it holds no job yet and has nothing to wait for
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signals.on_end(lambda *_: sys.exit(0))
+        # where every thread is, on stderr: a worker that stands still is asked before it is killed
+        faulthandler.register(signal.SIGUSR1)
         # past typer and rich, which would make up a quarter of a worker's start
         from transcoder.worker import main as work
 
