@@ -214,6 +214,8 @@ def test_a_worker_ends_in_its_grace_time_while_redis_is_away(tmp_path: Path, mak
         os.kill(first.pid, signal.SIGTERM)
         assert first.process is not None
         assert first.process.wait(18) == 0, first.log()
+        assert '"event": "left"' in first.log()
+        assert '"event": "handed_on"' not in first.log(), "Redis heard of nothing"
         assert (crew.scratch(), crew.ffmpegs()) == ([], [])
         redis.start()
         crew.worker("second")

@@ -18,6 +18,7 @@ from transcoder.events import (
     Failed,
     FellBack,
     HandedOn,
+    Lost,
     OutputFacts,
     Planned,
     Probing,
@@ -46,6 +47,7 @@ EVERY: tuple[Event, ...] = (
     Published(ROUTE, (OUTPUT,), "/media/b.json", Timings(total=2.0)),
     Failed(InputMissing("/media/a.mp4 is not there", "Look.")),
     HandedOn("software", "the device failed"),
+    Lost("it is another worker's"),
     PutOff(TargetUnwritable("the disk is full", "Make room."), 10.0),
 )
 
@@ -85,6 +87,7 @@ def test_every_event_is_one_line_of_json_with_the_job(stream: io.StringIO) -> No
         "published",
         "failed",
         "handed_on",
+        "lost",
         "put_off",
     ]
     assert {line["job"] for line in found} == {"ab12"}

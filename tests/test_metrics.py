@@ -13,7 +13,7 @@ from tests.services import LOOPBACK
 from transcoder import metrics, placement, usage
 from transcoder.command import Route
 from transcoder.errors import InputMissing, JobCancelled, NoRouteWorked, SettingsError
-from transcoder.events import Failed, FellBack, HandedOn, OutputFacts, Probing, Published, Started, Timings
+from transcoder.events import Failed, FellBack, HandedOn, Lost, OutputFacts, Probing, Published, Started, Timings
 from transcoder.faults import FaultClass
 from transcoder.ledger import Figures, QueueFigures
 from transcoder.metrics import Endpoint, Fleet, Metrics
@@ -120,6 +120,15 @@ def test_a_second_end_of_one_job_does_not_count(worker: Metrics) -> None:
     emit(Failed(InputMissing("gone")))
     assert value(worker, "transcoder_active_jobs") == 0
     assert value(worker, "transcoder_job_seconds_count", result="failed") == 1
+
+
+def test_a_job_that_was_lost_to_another_worker_counts_as_such_and_not_as_failed(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    for event in (Started(VAAPI), Lost("it is published, attempt 2")):
+        emit(event)
+    assert value(worker, "transcoder_job_seconds_count", result="lost") == 1
+    assert value(worker, "transcoder_job_seconds_count", result="failed") == 0
+    assert value(worker, "transcoder_active_jobs") == 0
 
 
 def test_a_job_that_was_handed_on_counts_as_such_and_not_as_failed(worker: Metrics) -> None:

@@ -362,7 +362,14 @@ def test_a_bug_fails_the_job_and_not_the_worker(parts: Parts, monkeypatch: pytes
     assert "ZeroDivisionError: oh" in parts.fields()["error"]
 
 
-def test_a_job_that_was_taken_away_is_left_to_its_new_owner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """The events in the log, with their levels."""
+    return [(str(vars(record).get("event")), record.levelname) for record in caplog.records]
+
+
+def test_a_job_that_was_taken_away_is_left_to_its_new_owner(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def taken_away(*words: Any) -> None:
         parts.ledger.hand_back("a", 1, "as if this worker were dead")
         assert isinstance(parts.ledger.claim("a", "another", SCHEMA), Claimed)
@@ -372,11 +379,33 @@ def test_a_job_that_was_taken_away_is_left_to_its_new_owner(parts: Parts, monkey
             time.sleep(0.01)
         permit.still_ours()
 
+    caplog.set_level("INFO")
     monkeypatch.setattr(worker, "transcode", taken_away)
     parts.submit()
     parts.worker.run("a")
     parts.heart.stop()
+    assert [(event, level) for event, level in told(caplog) if event in {"lost", "failed"}] == [("lost", "WARNING")]
+    registry = parts.equipped.result().metrics.registry
+    assert registry.get_sample_value("transcoder_job_seconds_count", {"result": "lost"}) == 1
+    assert registry.get_sample_value("transcoder_job_seconds_count", {"result": "failed"}) == 0
+    assert registry.get_sample_value("transcoder_active_jobs") == 0
     assert (parts.fields()["state"], parts.fields()["owner"], parts.fields()["attempt"]) == ("running", "another", "2")
+
+
+@pytest.mark.parametrize("wrong", [InputMissing("gone"), JobCancelled("stopped"), ZeroDivisionError("a bug")])
+def test_a_failure_that_the_record_refuses_is_another_workers_and_not_told_as_one(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: Exception
+) -> None:
+    def fails_late(*_: Any) -> None:
+        parts.ledger.hand_back("a", 1, "as if this worker were dead")
+        raise wrong
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(worker, "transcode", fails_late)
+    parts.submit()
+    parts.worker.run("a")
+    assert parts.fields()["state"] == "queued"
+    assert {"lost", "failed", "cancelled"} & {event for event, _ in told(caplog)} == {"lost"}
 
 
 def test_a_target_that_another_job_has_is_refused_before_encoding(

@@ -21,6 +21,7 @@ from transcoder.events import (
     Failed,
     FellBack,
     HandedOn,
+    Lost,
     Planned,
     Probing,
     Published,
@@ -144,6 +145,8 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911, PL
             return logging.WARNING, told, {"seconds": seconds, "error": error.as_record()}
         case HandedOn(queue, why):
             return logging.INFO, f"handed on to {queue}: {why}", {"queue": queue, "why": why}
+        case Lost(why):
+            return logging.WARNING, why, {"why": why}
         case Failed(error):
             return logging.ERROR, f"failed: {error.what}", {"error": error.as_record()}
         case _:

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from transcoder import placement
 from transcoder.command import Route
 from transcoder.errors import JobCancelled, Quarantined, SettingsError, TranscoderError
-from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, PutOff, Started
+from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Lost, Published, PutOff, Started
 from transcoder.spec import JobSpec
 
 
@@ -99,7 +99,7 @@ _DOCUMENTED = (
         "counter",
         ("result", "route", "codec", "device", "fault"),
         "Jobs that ended on this worker. result: published, failed, quarantined, cancelled, handed on (to another "
-        "worker), put off (tried again later). route: "
+        "worker), put off (tried again later), lost (it was another worker's by then, which counts its end). route: "
         "the last one taken, or none. codec: what was asked, several joined by +. device: its PCI address, cpu, or "
         "none. fault: why a job failed, as the class of its last fault or else the error's name; none for the others.",
     ),
@@ -347,6 +347,9 @@ class _Job:
             case HandedOn():
                 self._fall(to="another worker")
                 self._end("handed on", self.route, "none")
+            case Lost():
+                self._fall(to="another worker")
+                self._end("lost", self.route, "none")
             case PutOff(error):
                 self._fall(to="none")
                 self._end("put off", self.route, self._why(error))

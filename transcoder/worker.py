@@ -49,6 +49,7 @@ from transcoder.events import (
     Failed,
     FellBack,
     HandedOn,
+    Lost,
     Planned,
     PutOff,
     Started,
@@ -303,8 +304,7 @@ class Worker:
                     lost_workers=self._patience.lost_workers,
                     over=self._over,
                 )
-                # suppressed: what the record's new owner does with the job is not ours to say
-                with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
+                with self._heart.watching(held):
                     self._transcode(held, claimed)
             case Newer() as newer:
                 self._pass_on(job_id, newer)
@@ -326,10 +326,28 @@ class Worker:
                 listen(event)
 
         try:
+            self._bring_to_its_end(
+                held, claimed, emit, lambda asked: listeners.append(equipment.metrics.listener(asked))
+            )
+        except (TransitionRefused, JobUnknown) as lost:  # what its new owner does with it is not ours to say
+            emit(Lost(lost.what))
+        except Ended:
+            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
+
+    def _bring_to_its_end(
+        self, held: Held, claimed: Claimed, emit: Emit, understood: Callable[[JobSpec], None]
+    ) -> None:
+        """Do it and record how it ended, which is told to the others only when Redis has heard it and agreed.
+
+        Raises:
+            TransitionRefused, JobUnknown: the job is not this worker's any more.
+            Ended: the worker ends and Redis is away.
+        """
+        try:
             asked = held.asked = spec.read(json.loads(claimed.spec))
-            listeners.append(equipment.metrics.listener(asked))
+            understood(asked)
             attempt = Attempt(held.job_id, claimed.fence, claimed.left)
-            machine = equipment.station.machine()
+            machine = self._equipped.result().station.machine()
             if held.careful:
                 machine = machine.served_by(None)
             try:
@@ -342,13 +360,10 @@ class Worker:
             emit(HandedOn(placement.short(gone.queue), gone.why))
         except Short as short:
             self._hold(held, TargetUnwritable(str(short), "Make room; it goes on by itself."), emit)
-        except (TransitionRefused, JobUnknown) as lost:
-            emit(Failed(lost))
-            log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
         except JobCancelled as stopped:
             self._stop(held, stopped, emit)
-        except Ended:
-            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
+        except (TransitionRefused, JobUnknown, Ended):
+            raise
         except TranscoderError as wrong:
             self._end(held, wrong, emit)
         except Exception as bug:
@@ -356,28 +371,26 @@ class Worker:
             unexpected = TranscoderError(
                 f"{type(bug).__name__}: {bug}", "It is a bug: the worker's log has the traceback."
             )
-            emit(Failed(unexpected))
             held.finish("failed", error=unexpected.as_record() | {"kind": "unexpected"})
+            emit(Failed(unexpected))
 
     def _hold(self, held: Held, why: TargetUnwritable, emit: Emit) -> None:
         """There is too little room for the job: it waits in its queue and takes no place meanwhile."""
         again = retry.Again(ROOM * (0.5 + random() / 2), held=True)
-        emit(PutOff(why, again.seconds))
         held.put_off(again, why)
+        emit(PutOff(why, again.seconds))
 
     def _stop(self, held: Held, stopped: JobCancelled, emit: Emit) -> None:
         """The job was ended before its time: by its user, because it is another worker's, or because this one ends."""
         match held.why_stopped:
             case "lost":
-                lost = TransitionRefused(f"job {held.job_id} is not this worker's any more")
-                emit(Failed(lost))
-                log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+                raise TransitionRefused(f"job {held.job_id} is not this worker's any more")
             case "cancelled":
-                emit(Failed(stopped))
                 held.finish("cancelled", error=stopped.as_record())
+                emit(Failed(stopped))
             case why:
-                emit(HandedOn(placement.short(held.queue), why))
                 held.hand_back(why)
+                emit(HandedOn(placement.short(held.queue), why))
 
     def _try_elsewhere(self, held: Held, wrong: TranscoderError) -> None:
         """Hand on what another worker may be able to do: it has another device, or sees other files.
@@ -395,15 +408,15 @@ class Worker:
         """The job failed: it is tried again later where that may help, or rests in quarantine, or that was it."""
         match held.then(wrong, self._patience.rules):
             case retry.Again() as again:
-                emit(PutOff(wrong, again.seconds))
                 held.put_off(again, wrong)
+                emit(PutOff(wrong, again.seconds))
             case "quarantine":
                 rests = held.quarantined(wrong)
-                emit(Failed(rests))
                 held.finish("quarantined", error=rests.as_record())
+                emit(Failed(rests))
             case "fail":
-                emit(Failed(wrong))
                 held.finish("failed", error=wrong.as_record())
+                emit(Failed(wrong))
 
 
 class Ended(Exception):
