@@ -154,6 +154,19 @@ def test_a_worker_whose_terminal_is_closed_drains_and_does_not_start_anew(crew: 
             worker.kill()
 
 
+def test_a_worker_that_was_started_with_nohup_outlives_its_terminal(crew: Crew) -> None:
+    worker = services.Worker(crew.redis.url, crew.folder / "worker", [crew.folder], concurrency=1, settings={})
+    worker.command = ["nohup", *worker.command]
+    try:
+        worker.start()
+        os.kill(worker.pid, signal.SIGHUP)
+        time.sleep(1)
+        assert worker.healthy()
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
 def test_a_worker_that_drains_is_told_apart_by_its_health_and_sigterm_comes_through(crew: Crew) -> None:
     first = crew.worker("first", TRANSCODER_GRACE="100")
     job_id = crew.submit()
