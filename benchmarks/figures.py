@@ -6,8 +6,13 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, Literal
+
+from transcoder.bench import statistics
+from transcoder.bench.statistics import quantile
+
+__all__ = ["Interval", "bootstrap", "judge", "quantile", "ratio", "spread"]
 
 CONFIDENCE = 0.95
 RESAMPLES = 4000
@@ -28,17 +33,6 @@ class Interval:
             raise ValueError(f"an interval has its ends in order: {self.low} > {self.high}")
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which that share of the values lies, interpolated between neighbours."""
-    if not values:
-        raise ValueError("there is no quantile of nothing")
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * share
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
 def bootstrap(
     statistic: Callable[..., float], *groups: Sequence[Any], seed: int, resamples: int = RESAMPLES
 ) -> Interval:
@@ -54,32 +48,9 @@ def bootstrap(
 
 def ratio(pairs: Sequence[tuple[float, float]], seed: int, resamples: int = RESAMPLES) -> Interval:
     """The geometric mean of first / second over the pairs, with its BCa interval (bias-corrected and accelerated)."""
-    logs = [math.log(first / second) for first, second in pairs]
-    mean = fmean(logs)
-    if len(logs) < 3 or max(logs) == min(logs):
-        return Interval(math.exp(mean), math.exp(min(logs)), math.exp(max(logs)))
-    generator = random.Random(seed)
-    drawn = sorted(fmean(generator.choices(logs, k=len(logs))) for _ in range(resamples))
-    low, high = (quantile(drawn, share) for share in _corrected(logs, mean, drawn))
-    return Interval(math.exp(mean), math.exp(low), math.exp(high))
-
-
-def _corrected(logs: Sequence[float], mean: float, drawn: Sequence[float]) -> tuple[float, float]:
-    """The shares at which BCa cuts the drawn means (Efron 1987)."""
-    normal = NormalDist()
-    below = sum(one < mean for one in drawn) / len(drawn)
-    bias = normal.inv_cdf(min(max(below, 1 / len(drawn)), 1 - 1 / len(drawn)))
-    without = [(mean * len(logs) - one) / (len(logs) - 1) for one in logs]
-    centre = fmean(without)
-    spread = sum((centre - one) ** 2 for one in without)
-    acceleration = sum((centre - one) ** 3 for one in without) / (6 * spread**1.5) if spread else 0.0
-    tail = (1 - CONFIDENCE) / 2
-
-    def share(level: float) -> float:
-        step = bias + normal.inv_cdf(level)
-        return normal.cdf(bias + step / (1 - acceleration * step))
-
-    return share(tail), share(1 - tail)
+    logs = statistics.log_ratios(pairs)
+    ((low, high),) = statistics.bca(logs, (CONFIDENCE,), seed=seed, resamples=resamples)
+    return Interval(math.exp(fmean(logs)), math.exp(low), math.exp(high))
 
 
 def judge(measured: Interval, bound: float) -> Verdict:
@@ -91,8 +62,4 @@ def judge(measured: Interval, bound: float) -> Verdict:
 
 def spread(pairs: Sequence[tuple[float, float]]) -> float:
     """Standard deviation of the log ratio of a pair: with A/A pairs it is the noise of one comparison."""
-    logs = [math.log(first / second) for first, second in pairs]
-    if len(logs) < 2:
-        return 0.0
-    mean = fmean(logs)
-    return math.sqrt(sum((one - mean) ** 2 for one in logs) / (len(logs) - 1))
+    return statistics.spread(statistics.log_ratios(pairs))

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from random import Random
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks import machine_room
 from benchmarks.figures import quantile
 from tests import services, values
-from transcoder import placement, queue
+from transcoder import placement, queue, scout
 from transcoder.ledger import STEPS, Claimed, Ledger, Report, Told
 from transcoder.machine import SOFTWARE, Machine
 from transcoder.plan import plan
@@ -33,6 +33,9 @@ from transcoder.slots import Capacity, Slots
 from transcoder.spec import SCHEMA, JobSpec, read
 from transcoder.worker import TEND
 
+SLOWER = float(Settings.model_fields["software_slower"].default)
+ERROR = 0.3
+"""How far the size of a job is from the time that it takes: sigma of the logarithm of their ratio."""
 GOAL_MEDIAN, GOAL_WORST = 0.95, 0.80
 WAIT = float(Settings.model_fields["prefer_wait"].default)
 RISE = float(Settings.model_fields["rise"].default)
@@ -122,6 +125,12 @@ def refusing(site: Site, mix: Sequence[float], guesses: Sequence[float], *, long
     return max(ends)
 
 
+def sizes(mix: Sequence[float]) -> list[int]:
+    """Pixels of each job as far as they tell its length, the same for the same mix."""
+    generator = Random(repr(mix))
+    return [max(1, round(1e6 * seconds * generator.lognormvariate(0, ERROR))) for seconds in mix]
+
+
 def guessed(mix: Sequence[float], error: float) -> list[float]:
     """The lengths as somebody knows them who is wrong by up to that share, the same for the same mix."""
     generator = Random(repr(mix))
@@ -150,8 +159,8 @@ class Post:
     pace: float
     held: list[Running] = field(default_factory=list)
 
-    def reports(self, now: float) -> list[Report]:
-        return [Report(one.job_id, one.fence, (), _progress(one, now)) for one in self.held]
+    def reports(self, now: float, sized: Mapping[str, int]) -> list[Report]:
+        return [Report(one.job_id, one.fence, (), _progress(one, now), sized.get(one.job_id)) for one in self.held]
 
 
 def _progress(one: Running, now: float) -> Mapping[str, object] | None:
@@ -159,10 +168,16 @@ def _progress(one: Running, now: float) -> Mapping[str, object] | None:
 
 
 class Simulation:
-    """The product's queue over one Redis, whose clock is ours. What was in that Redis is lost."""
+    """The product's queue over one Redis, whose clock is ours. What was in that Redis is lost.
 
-    def __init__(self, url: str, site: Site) -> None:
+    Without `slower` its order is that of arrival, otherwise that of effort.
+    """
+
+    def __init__(self, url: str, site: Site, slower: float | None = SLOWER) -> None:
         self._site = site
+        self._slower = slower
+        self.waits: list[float] = []
+        """Seconds that each job of the last mix waited before it began."""
         self._ledger = Ledger(url)
         self._redis = self._ledger._redis
         self._slots = Slots(self._redis)
@@ -173,15 +188,23 @@ class Simulation:
         """Submit the whole mix at once, and let the workers have it. Seconds until the last job is done."""
         self._redis.flushall()
         self._posts = _posts(self._site)
-        self._now, self._tended = 0.0, 0.0
+        self._now, self._tended, self._settled = 0.0, 0.0, False
+        self._sizes: dict[str, int] = {}
         self._set_clock()
         self._beat()
         self._seconds = dict(self._submitted(mix))
+        self._set_clock()
+        self._began: dict[str, float] = {}
+        if self._slower is not None:
+            self._sizes = dict(zip(self._seconds, sizes(mix), strict=True))
         left = len(mix)
         while True:
-            left -= sum(self._finished(post) for post in self._posts)
+            ended = sum(self._finished(post) for post in self._posts)
+            left -= ended
             if not left:
+                self.waits = [self._began[job_id] for job_id in self._seconds]
                 return self._now
+            self._settled = self._settled and not ended
             self._fill()
             self._advance()
 
@@ -191,22 +214,48 @@ class Simulation:
     def _submitted(self, mix: Sequence[float]) -> Iterator[tuple[str, float]]:
         for number, seconds in enumerate(mix):
             job_id, asked = f"job{number}", _spec(number)
+            self._set_clock(number * 1e-6)
             self._ledger.submit(job_id, asked, queue.message(job_id, asked.priority))
             yield job_id, seconds
 
     def _advance(self) -> None:
         """To the next moment at which something can change: a job ends, or one has waited long enough."""
         ends = min(one.ends for post in self._posts for one in post.held)
-        due = max(self._tended + TEND, TEND * _whole(self._due() / TEND)) if self._waiting() else math.inf
+        due = self._due(ends) if self._waiting() else math.inf
         self._now = min(ends, due)
         self._set_clock()
         self._beat()
         if self._now == due:
             self._tended = due
-            self._ledger.tend(WAIT, RISE)
+            hopped, scouted = self._ledger.tend(WAIT, RISE, self._slower), self._scout()
+            self._settled = not hopped and not scouted and self._now > scout.AFTER
 
-    def _due(self) -> float:
-        """When looking after the queues changes something, which the workers do every TEND seconds."""
+    def _scout(self) -> bool:
+        """What the scouts look into within a second, which is one job each. Gives whether there was any."""
+        if self._slower is None:
+            return False
+        found = list(filter(None, (self._ledger.unweighed(post.told.queues, scout.AFTER) for post in self._posts)))
+        for job_id, _ in found:
+            self._ledger.weigh(job_id, self._sizes[job_id])
+        return bool(found)
+
+    def _due(self, ends: float) -> float:
+        """The next look after the queues that changes something; the workers look every TEND seconds.
+
+        That is the one after any change, the last one before a place is free, and one at which a job waited enough.
+        """
+        soonest = self._now_or_next()
+        if not self._settled:
+            return soonest
+        last = TEND * math.floor(ends / TEND)
+        return max(soonest, min(last if last >= soonest else math.inf, TEND * _whole(self._waited_enough() / TEND)))
+
+    def _now_or_next(self) -> float:
+        """The next look."""
+        return TEND * (math.floor(self._now / TEND) + 1)
+
+    def _waited_enough(self) -> float:
+        """When the next job has waited long enough to hop or to rise."""
         first = [(self._first(f"transcoder:prefer:{name}"), WAIT) for name in self._posts[0].told.queues]
         return min(since + patience for since, patience in [*first, (self._first("transcoder:rising"), RISE)])
 
@@ -218,12 +267,12 @@ class Simulation:
     def _waiting(self) -> bool:
         return self._redis.zcard("transcoder:state:queued") > 0
 
-    def _set_clock(self) -> None:
-        self._redis.set(_CLOCK, f"{_START + self._now:.6f}")
+    def _set_clock(self, later: float = 0.0) -> None:
+        self._redis.set(_CLOCK, f"{_START + self._now + later:.6f}")
 
     def _beat(self) -> None:
         for post in self._posts:
-            self._ledger.beat(post.owner, post.reports(self._now), post.told)
+            self._ledger.beat(post.owner, post.reports(self._now, self._sizes), post.told)
             leases = [(post.capacity.key, one.lease, _cost()) for one in post.held if one.began is not None]
             self._slots._change("renew", leases=leases)
 
@@ -244,6 +293,7 @@ class Simulation:
             for one in post.held:
                 if one.began is None and self._slot(post, one):
                     one.began, one.ends = self._now, self._now + post.pace * self._seconds[one.job_id]
+                    self._began[one.job_id] = self._now
 
     def _take(self, post: Post) -> Running | None:
         """What a free place gets: kombu's BRPOP over the lists of the served queues, the most urgent first."""
@@ -319,33 +369,55 @@ def efficiencies(site: Site, seeds: Sequence[int], spent: Callable[[list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What an order reached over the mixes: its least, 5 % and median efficiency."""
+    """What an order reached over the mixes: its least, 5 % and median efficiency.
+
+    `mean` and `p95` are seconds that the shorter half of a mix waited, where that was looked at.
+    """
 
     order: str
     worst: float
     low: float
     median: float
+    mean: float | None = None
+    p95: float | None = None
 
     @property
     def verdict(self) -> str:
         return "met" if self.median >= GOAL_MEDIAN and self.worst >= GOAL_WORST else "not met"
 
     def cells(self) -> tuple[str, ...]:
-        return (self.order, f"{self.worst:.2f}", f"{self.low:.2f}", f"{self.median:.2f}", self.verdict)
+        waits = tuple("" if seconds is None else f"{seconds:.0f}" for seconds in (self.mean, self.p95))
+        return (self.order, f"{self.worst:.2f}", f"{self.low:.2f}", f"{self.median:.2f}", self.verdict, *waits)
 
 
-HEAD = ("order", "worst", "5 %", "median", f"median >= {GOAL_MEDIAN}, worst >= {GOAL_WORST:.2f}")
+HEAD = (
+    *("order", "worst", "5 %", "median", f"median >= {GOAL_MEDIAN}, worst >= {GOAL_WORST:.2f}"),
+    *("short jobs wait, s", "p95"),
+)
 
 
-def compare(url: str, site: Site, seeds: Sequence[int]) -> list[Found]:
-    """The product's queue beside plain FIFO, longest-first, and orders that know the lengths."""
-    simulation = Simulation(url, site)
+def compare(url: str, site: Site, seeds: Sequence[int], told: float = SLOWER) -> list[Found]:
+    """The product's queue beside plain FIFO, longest-first, and orders that know the lengths.
+
+    `told` is how many times slower software is in the eyes of the queue.
+    """
+    effort, arrival = Simulation(url, site, told), Simulation(url, site, None)
+    waits: list[float] = []
+
+    def simulated(simulation: Simulation) -> Callable[[list[float]], float]:
+        def spent(mix: list[float]) -> float:
+            seconds = simulation.run(mix)
+            waits.extend(wait for job, wait in zip(mix, simulation.waits, strict=True) if job <= median(mix))
+            return seconds
+
+        return spent
 
     def knowing(error: float, longest: bool) -> Callable[[list[float]], float]:
         return lambda mix: refusing(site, mix, guessed(mix, error), longest=longest)
 
     orders: dict[str, Callable[[list[float]], float]] = {
-        "this queue": simulation.run,
+        "this queue": simulated(effort),
+        "this queue, TRANSCODER_ORDER=arrival": simulated(arrival),
         "plain FIFO, first free place": partial(first_free, site),
         "longest first, to the earliest finish": partial(longest_first, site),
         "longest first, software refuses; lengths known": knowing(0.0, True),
@@ -354,9 +426,12 @@ def compare(url: str, site: Site, seeds: Sequence[int]) -> list[Found]:
     }
     found = []
     for name, spent in orders.items():
+        waits.clear()
         reached = efficiencies(site, seeds, spent)
-        found.append(Found(name, min(reached), quantile(reached, 0.05), median(reached)))
-    simulation.close()
+        short = (fmean(waits), quantile(waits, 0.95)) if waits else ()
+        found.append(Found(name, min(reached), quantile(reached, 0.05), median(reached), *short))
+    effort.close()
+    arrival.close()
     return found
 
 
@@ -366,13 +441,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mixes", type=int, default=300, help="how many, with the seeds 0, 1, 2 …")
     parser.add_argument("--jobs", type=int, default=Site.jobs, help="in a mix")
     parser.add_argument("--middle", type=float, default=Site.middle, help="seconds of the median job on hardware")
+    parser.add_argument("--slower", type=float, default=Site.slower, help="times that software is slower")
+    parser.add_argument("--told", type=float, default=SLOWER, help="TRANSCODER_SOFTWARE_SLOWER")
     parser.add_argument("--out", type=Path, help="a folder for ordering.md and ordering.json")
     asked = parser.parse_args(argv)
-    site, began = Site(jobs=asked.jobs, middle=asked.middle), time.monotonic()
+    site, began = Site(jobs=asked.jobs, middle=asked.middle, slower=asked.slower), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="transcoder-bench-") as folder:
         about = machine_room.environment(Path(folder))
         with services.private_redis(Path(folder)) as redis:
-            found = compare(redis.url, site, range(asked.mixes))
+            found = compare(redis.url, site, range(asked.mixes), asked.told)
     print("\n".join("  ".join(cells) for cells in (HEAD, *(one.cells() for one in found))))
     print(f"{asked.mixes} mixes, {time.monotonic() - began:.0f} s")
     if asked.out:
@@ -387,8 +464,9 @@ def _keep(folder: Path, site: Site, mixes: int, found: Sequence[Found], about: M
     about_mixes = (
         f"{mixes} mixes of {site.jobs} jobs, submitted at once; {site.hardware} places on hardware, {site.software} in "
         f"software that take {site.slower:g} times as long; lengths on hardware lognormal with a median of "
-        f"{site.middle:g} s and sigma {site.sigma:g}; a job waits {WAIT:g} s for hardware. Efficiency: the lower bound "
-        "over the time taken."
+        f"{site.middle:g} s and sigma {site.sigma:g}. What a scout finds out of a job is off its time by a lognormal "
+        f"factor with sigma {ERROR:g}; in order of arrival a job waits {WAIT:g} s for hardware. Efficiency: the lower "
+        "bound over the time taken. Short jobs are the shorter half of a mix."
     )
     (folder / "ordering.md").write_text(f"# A run of `python -m benchmarks.ordering`\n\n{about_mixes}\n\n{table}\n")
     kept = {"site": asdict(site), "mixes": mixes, "environment": about, "found": [asdict(one) for one in found]}

@@ -340,6 +340,7 @@ def interrupted(clip: Path, here: Path, number: int, profile: str = "slow") -> s
         pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
         pytest.param(signal.SIGTERM, 143, id="kill"),
         pytest.param(signal.SIGHUP, 129, id="a terminal that closes"),
+        pytest.param(signal.SIGQUIT, 131, id="a terminal's quit"),
     ],
 )
 def test_an_interrupted_run_leaves_no_ffmpeg_and_no_file(clip: Path, here: Path, number: int, code: int) -> None:

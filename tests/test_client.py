@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -69,9 +71,9 @@ def test_the_status_of_a_waiting_job_says_what_it_waits_for(client: Client, ledg
     assert JobSpec.model_validate(status.spec) == SPEC
     assert abs(status.created - time.time()) < 5
     assert status.queue == "hw.h264"
-    assert status.waiting_for == "a worker that serves hw.h264: no worker is running"
+    assert status.waiting_for == "a worker that serves hw.h264 or software: no worker is running"
     ledger.beat("somebody", [], Told(queues=(queue_name("hw.av1"),)))
-    assert client.status(job_id).waiting_for == "a worker that serves hw.h264: none of 1 live worker does"
+    assert client.status(job_id).waiting_for == "a worker that serves hw.h264 or software: none of 1 live worker does"
     for name in ("somebody", "another"):
         ledger.beat(name, [], Told(queues=(queue_name("hw.h264"),)))
     client.submit(SPEC.model_copy(update={"target": "/media/other.mp4"}))
@@ -182,6 +184,37 @@ def test_a_short_job_is_watched_whole_after_the_fact(client: Client, ledger: Led
     seen = list(client.watch(job_id))
     assert phases(seen) == ["queued", "probing", "encoding", "verifying", "publishing", "published"]
     assert [status.is_finished for status in seen] == [False] * 5 + [True]
+    assert [status.history[-1].what for status in seen] == phases(seen), "none knows what came after it"
+
+
+def test_who_watches_bears_with_a_redis_that_is_restarted(tmp_path: Path) -> None:
+    with services.private_redis(tmp_path / "redis", appendonly=True) as server:
+        client = Client(server.url)
+        seen = client.watch(client.submit(SPEC), every=0.01)
+        first = next(seen)
+        server.kill()
+        with ThreadPoolExecutor(1) as beside:
+            rest = beside.submit(lambda: phases(list(seen)))
+            time.sleep(1.5)
+            server.start()  # in this thread: the server dies with the one that starts it
+            client.cancel(first.id)
+            assert rest.result(30) == ["cancelled"]
+        client.close()
+
+
+def test_who_watches_learns_that_the_job_goes_on_where_redis_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transcoder.client.PATIENCE", 0.1)
+    with services.private_redis(tmp_path / "redis") as server:
+        client = Client(server.url)
+        seen = client.watch(client.submit(SPEC), every=0.01)
+        first = next(seen)
+        server.kill()
+        with pytest.raises(BrokerUnavailable) as away:
+            next(seen)
+        assert f"{first.id} was accepted and goes on: `transcoder watch {first.id}`" in away.value.next_step
+        client.close()
 
 
 def test_watching_says_nothing_while_nothing_happens(client: Client, ledger: Ledger) -> None:

@@ -17,6 +17,7 @@ from transcoder.diagnosis import (
     LOW_SPACE,
     NO_SPACE,
     Broker,
+    Capacities,
     Disk,
     Facts,
     Finding,
@@ -104,6 +105,9 @@ KABY_LAKE = ((GPU.id, Node(992, None, 0o660, None, "0x5916")),)
 
 CASES: list[tuple[str, Level, Facts, str]] = [
     ("setting-unknown", "warning", facts(wanted=wants(unknown=("TRANSCODER_TREADS is no setting",))), "unset"),
+    ("capacity-unusable", "failure", facts(capacities=Capacities("/c.json", "no such file")), "--capacity FILE"),
+    ("capacity-elsewhere", "note", facts(capacities=Capacities("/c.json", named=("0000:99:00.0",))), "--capacity FILE"),
+    ("capacity-elsewhere", "note", facts(capacities=Capacities("/c.json")), "on this machine"),
     ("ffmpeg-missing", "failure", facts(machine=None, no_ffmpeg=("ffmpeg is not to be found", "apt it")), "apt it"),
     ("ffmpeg-old", "note", facts(machine=machine(GOOD, build=replace(BUILD, numbers=(6, 1)))), "Debian 13"),
     ("ffmpeg-encoders", "warning", facts(machine=replace(machine(GOOD), abilities=QSV)), "libx264"),

@@ -338,6 +338,20 @@ def test_a_cache_that_cannot_be_made_is_a_note(patient: Patient) -> None:
     assert said.finding("cache-unwritable")["level"] == "note"
 
 
+def test_a_capacity_file_is_read_as_a_worker_reads_it(patient: Patient) -> None:
+    file = patient.folder / "capacity.json"
+    measured = {"pixels_per_second": 1, "streams": 1, "workload": "h264", "measured": "now"}
+    file.write_text(json.dumps({"schema_version": 1, "cpus": {**measured, "cpus": 2}}))
+    said = patient.doctor(TRANSCODER_CAPACITY_FILE=str(file))
+    assert [one["what"] for one in said.findings if one["about"] == str(file)] == ["budgets for cpu are measured ones"]
+    file.write_text(json.dumps({"schema_version": 1, "devices": {"0000:99:00.0": measured}}))
+    assert patient.doctor(TRANSCODER_CAPACITY_FILE=str(file)).finding("capacity-elsewhere")["level"] == "note"
+    file.write_text("{}")
+    unusable = patient.doctor(TRANSCODER_CAPACITY_FILE=str(file)).finding("capacity-unusable")
+    assert "no schema_version" in unusable["what"]
+    assert unusable["level"] == "failure"
+
+
 # The rest
 
 

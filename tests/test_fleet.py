@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 
 from tests import gpu, services
 from tests.conftest import MakeClip
-from transcoder import Client, JobSpec, Status
+from transcoder import Client, JobSpec, Status, capacity
+from transcoder.capacity import CapacityFile, Measurement
 from transcoder.errors import NoRoute
-from transcoder.ledger import Heard
+from transcoder.ledger import Heard, Ledger
 
 PREFER, REQUIRE, NEVER = (dict[str, Any](acceleration={"policy": name}) for name in ("prefer", "require", "never"))
 ADDRESSES = {"renderD128": "0000:00:02.0", "renderD129": "0000:03:00.0"}
@@ -83,6 +84,10 @@ class Fleet:
         while not true():
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.02)
+
+    def record(self, job_id: str) -> Mapping[str, str]:
+        with closing(Ledger(self.redis.url)) as ledger:
+            return ledger.record(job_id).fields
 
     def end(self, job_id: str) -> Status:
         self.until(lambda: self.client.status(job_id).is_finished)
@@ -216,7 +221,7 @@ def test_a_job_that_prefers_hardware_waits_for_it_and_then_goes_to_software(flee
     fleet.add(encode_rate=2_000_000)
     long = make_clip("testsrc2=s=320x180:r=25:d=20", audio=False)
     for name, serves in (("gpu", "hardware"), ("cpu", "software")):
-        fleet.worker(name, "--serves", serves, TRANSCODER_PREFER_WAIT="4")
+        fleet.worker(name, "--serves", serves, TRANSCODER_PREFER_WAIT="4", TRANSCODER_ORDER="arrival")
     busy = fleet.submit(long)
     fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
     waiting, required = fleet.submit(), fleet.submit(**REQUIRE)
@@ -235,6 +240,27 @@ def test_a_job_that_prefers_hardware_waits_for_it_and_then_goes_to_software(flee
     assert hops == ['transcoder_hops_total{queue="hw.h264",reason="waited"} 1.0']
     fleet.client.cancel(busy)
     assert fleet.made_on(required) == FIRST
+
+
+def test_a_job_goes_to_software_at_once_where_it_ends_sooner_there(fleet: Fleet, make_clip: MakeClip) -> None:
+    fleet.add(encode_rate=2_000_000)
+    long = make_clip("testsrc2=s=320x180:r=25:d=20", audio=False)
+    for name, serves in (("gpu", "hardware"), ("cpu", "software")):
+        fleet.worker(name, "--serves", serves)
+    busy = fleet.submit(long)
+    fleet.until(lambda: fleet.client.status(busy).phase == "encoding")
+    missing, short = fleet.submit(fleet.folder / "missing.mp4"), fleet.submit()
+    assert fleet.made_on(short) is None, "all that hardware has before it is what runs there"
+    status = fleet.client.status(short)
+    assert (status.started or 0) - status.created < 20, "a minute before it would have gone unknown"
+    assert "goes to software: it ends sooner there" in [moment.detail for moment in status.history]
+    long_too = fleet.submit(long)
+    fleet.until(lambda: "effort" in fleet.record(long_too))
+    time.sleep(2)
+    assert [fleet.client.status(one).state for one in (missing, long_too)] == ["queued"] * 2
+    fleet.client.cancel(busy)
+    fleet.client.cancel(missing)
+    assert fleet.made_on(long_too) == FIRST
 
 
 def test_jobs_that_prefer_hardware_leave_a_queue_that_nobody_serves_any_more(fleet: Fleet) -> None:
@@ -266,3 +292,58 @@ def test_a_device_is_shared_by_the_pixels_of_its_jobs(fleet: Fleet, make_clip: M
         waited += "waiting" in [moment.what for moment in status.history]
     assert waited >= 2
     assert f'transcoder_slot_used_pixels_per_second{{device="{FIRST}"}} 0.0' in fleet.workers["one"].metrics()
+
+
+def of_capacity(folder: Path, streams: int) -> Any:
+    """The setting for a file that says so many of the fleet's jobs fit on the first device."""
+    measured = Measurement(
+        pixels_per_second=streams * 1_440_000 + 1, streams=streams, workload="360p25", measured="now"
+    )
+    (folder / "capacity.json").write_text(capacity.text(CapacityFile(devices={FIRST: measured})))
+    return {"TRANSCODER_CAPACITY_FILE": str(folder / "capacity.json")}
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_the_capacity_file_says_how_many_jobs_are_on_the_device_at_a_time(
+    fleet: Fleet, make_clip: MakeClip, streams: int
+) -> None:
+    device = fleet.add(encode_rate=1_440_000)
+    source = make_clip("testsrc2=s=320x180:r=25:d=3", audio=False)
+    one = fleet.worker("one", "--serves", "hardware", concurrency=3, **of_capacity(fleet.folder, streams))
+    jobs = [fleet.submit(source, **REQUIRE) for _ in range(3)]
+    fleet.until(lambda: sorted(fleet.client.status(job).phase or "" for job in jobs) == expected(streams))
+    fleet.until(lambda: on_device(one, "used") == streams * 1_440_000)  # the figures are a second old at most
+    device.configure({**SIMPLE, "pdev": FIRST})  # as fast as it can: what there is to see was seen
+    assert {fleet.made_on(job) for job in jobs} == {FIRST}
+    waited = ["waiting" in [moment.what for moment in fleet.client.status(job).history] for job in jobs]
+    assert waited.count(True) == 3 - streams
+    assert f"{FIRST} bears {streams * 1_440_000 + 1:,} pixels/s ({fleet.folder}/capacity.json, measured" in one.log()
+    assert f"{fleet.folder}/capacity.json does not name it" in one.log(), "the CPUs keep their default"
+
+
+def on_device(worker: services.Worker, what: str) -> float | None:
+    """Pixels per second of the first device, used or its budget, as the worker's metrics say."""
+    begin = f'transcoder_slot_{what}_pixels_per_second{{device="{FIRST}"}} '
+    return next(
+        (float(line.removeprefix(begin)) for line in worker.metrics().splitlines() if line.startswith(begin)), None
+    )
+
+
+def expected(streams: int) -> list[str]:
+    """The phases of three jobs of which so many are at work."""
+    return [*["encoding"] * streams, *["waiting"] * (3 - streams)]
+
+
+def test_a_variable_that_is_set_stands_before_the_capacity_file(fleet: Fleet) -> None:
+    fleet.add()
+    one = fleet.worker("one", **of_capacity(fleet.folder, 1), TRANSCODER_DEVICE_BUDGET="3000000")
+    fleet.until(lambda: on_device(one, "budget") == 3_000_000)
+    assert f"{FIRST} bears 3,000,000 pixels/s (TRANSCODER_DEVICE_BUDGET)" in one.log()
+
+
+def test_a_worker_refuses_to_start_with_a_capacity_file_that_is_none(fleet: Fleet) -> None:
+    (fleet.folder / "capacity.json").write_text('{"schema_version": 1, "devices": {"card0": {}}}')
+    with pytest.raises(RuntimeError, match=r"capacity\.json: devices\.card0: 'card0' is no device") as ended:
+        fleet.worker("one", TRANSCODER_CAPACITY_FILE=str(fleet.folder / "capacity.json"), ready=False)
+    assert "transcoder bench density --capacity FILE" in str(ended.value)
+    assert fleet.workers == {}

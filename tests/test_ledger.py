@@ -363,7 +363,7 @@ HW, HEVC10, SOFTWARE = (queue_name(name) for name in ("hw.h264", "hw.hevc10", "s
 
 
 def live(ledger: Ledger, owner: str, *queues: str) -> None:
-    ledger.beat(owner, [], Told(name=owner, queues=queues))
+    ledger.beat(owner, [], Told(name=owner, queues=queues, places=1))
 
 
 def silence(plain: redis_py.Redis, owner: str, seconds: float = 60) -> None:
@@ -442,6 +442,24 @@ def test_a_queue_that_nobody_serves_is_left_after_a_moment(ledger: Ledger, plain
     assert ledger.tend(60) == [Hop("a", HW, "unserved")]
 
 
+def test_messages_of_jobs_that_wait_no_more_are_taken_off_where_no_worker_comes(
+    ledger: Ledger, plain: redis_py.Redis
+) -> None:
+    for job_id in ("gone", "waits"):
+        submit(ledger, job_id)
+    ledger.cancel("gone")
+    ledger.tend(60)
+    assert messages(plain) == 2, "one of them waits"
+    ledger.cancel("waits")
+    ledger.tend(60)
+    assert messages(plain) == 0
+    ledger.beat("gpu", [], Told(queues=(queue_name("hw.h264"),)))
+    submit(ledger, "third")
+    ledger.cancel("third")
+    ledger.tend(60)
+    assert messages(plain) == 1, "its worker takes it off"
+
+
 def test_many_jobs_hop_a_bounded_number_at_a_time(ledger: Ledger) -> None:
     live(ledger, "gpu", HW)
     for number in range(60):
@@ -514,7 +532,7 @@ def test_words_of_a_newer_worker_that_are_not_known_here_are_passed_over(ledger:
     live(ledger, "gpu", HW)
     told = json.loads(str(plain.hget("transcoder:worker:gpu", "told")))
     plain.hset("transcoder:worker:gpu", "told", json.dumps(told | {"mood": "good"}))
-    assert ledger.workers()[0].told == Told(name="gpu", queues=(HW,))
+    assert ledger.workers()[0].told == Told(name="gpu", queues=(HW,), places=1)
 
 
 def test_nothing_is_kept_of_a_finished_job_but_its_record(ledger: Ledger, plain: redis_py.Redis) -> None:
@@ -551,6 +569,7 @@ class Lives(RuleBasedStateMachine):
         self.serving: dict[str, tuple[str, ...]] = {}
         self.to_be_cancelled: set[str] = set()
         self.unfenced: set[str] = set()
+        self.efforts: dict[str, int] = {}
 
     def move(self, job_id: str, to: str, allowed: bool, change: Any) -> None:
         if allowed and to in TRANSITIONS[self.states[job_id]]:
@@ -587,6 +606,36 @@ class Lives(RuleBasedStateMachine):
         waiting = {one for one, now in self.states.items() if now == "queued" and waits_in(self.ledger, one) == HW}
         hopped = {hop.job_id for hop in self.ledger.tend(0)}
         assert hopped == (waiting if SOFTWARE in served else set())
+
+    @rule()
+    def tend_by_effort(self) -> None:
+        self.ledger._redis.delete("transcoder:arranged")
+        served = {name for names in self.serving.values() for name in names}
+        waiting = {one for one, now in self.states.items() if now == "queued" and waits_in(self.ledger, one) == HW}
+        hopped = self.ledger.tend(1e6, slower=1.0)
+        assert len(hopped) <= len(self.serving), "no more than there can be places"
+        assert {hop.job_id for hop in hopped} <= (waiting & set(self.efforts) if SOFTWARE in served else set())
+
+    @rule(job_id=jobs, effort=st.integers(1, 2**60))
+    def weigh(self, job_id: str, effort: int) -> None:
+        if self.states[job_id] != "queued":
+            with pytest.raises(TransitionRefused):
+                self.ledger.weigh(job_id, effort)
+            return
+        self.ledger.weigh(job_id, effort)
+        self.efforts.setdefault(job_id, effort)
+
+    @invariant()
+    def what_waits_is_counted_by_its_effort(self) -> None:
+        waiting = [one for one, now in self.states.items() if now == "queued" and one in self.efforts]
+        for name in (HW, SOFTWARE):
+            here = {one for one in waiting if waits_in(self.ledger, one) == name}
+            assert set(self.ledger._redis.zrange(f"transcoder:effort:{name}", 0, -1)) == here
+            assert set(self.ledger._redis.zrange(f"transcoder:movable:{name}", 0, -1)) == (
+                here if name == HW else set()
+            )
+            backlog = int(self.ledger._redis.hget("transcoder:backlog", name) or 0)
+            assert backlog == sum(self.efforts[one] for one in here)
 
     @rule(held=fences, queues=st.permutations([HW, SOFTWARE]))
     def hand_on(self, held: tuple[str, int], queues: list[str]) -> None:

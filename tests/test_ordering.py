@@ -45,10 +45,32 @@ def test_the_queue_itself_is_simulated_and_the_same_every_time(redis: services.R
 
 
 def test_a_job_that_prefers_hardware_waits_for_it_a_minute_before_software_has_it(redis: services.Redis) -> None:
-    """Two of 100 s hold hardware; the third goes to software at 60 s and takes five times its 10 s."""
-    simulation = Simulation(redis.url, Site())
+    """In order of arrival; two of 100 s hold hardware, the third goes at 60 s and takes five times its 10 s."""
+    simulation = Simulation(redis.url, Site(), slower=None)
     try:
         assert simulation.run([100.0, 100.0, 10.0]) == pytest.approx(60 + 50, abs=1.1)
         assert simulation.run([50.0, 100.0, 10.0]) == pytest.approx(100, abs=0.1), "a place is free before that"
     finally:
         simulation.close()
+
+
+def test_by_effort_software_gets_what_ends_sooner_there_and_nothing_else(redis: services.Redis) -> None:
+    simulation = Simulation(redis.url, Site())
+    try:
+        assert simulation.run([100.0, 100.0, 5.0]) == pytest.approx(100, abs=0.1)
+        assert 0 < simulation.waits[2] < 10, "a scout has to look first"
+        assert simulation.run([100.0, 100.0, 50.0]) == pytest.approx(150, abs=0.1)
+        assert simulation.waits[2] == pytest.approx(100), "five times 50 s are more than hardware takes for all"
+    finally:
+        simulation.close()
+
+
+def test_by_effort_a_long_job_that_came_last_is_not_begun_last(redis: services.Redis) -> None:
+    simulation, arrival = Simulation(redis.url, Site(software=0)), Simulation(redis.url, Site(software=0), slower=None)
+    mix = [20.0] * 10 + [100.0]
+    try:
+        assert arrival.run(mix) == pytest.approx(200, abs=0.1)
+        assert simulation.run(mix) == pytest.approx(160, abs=0.1)
+    finally:
+        simulation.close()
+        arrival.close()

@@ -47,6 +47,7 @@ def test_a_variable_is_read(name: str, text: str, value: object) -> None:
         ("TRANSCODER_MEDIA_ROOTS", "media", "absolute path"),
         ("TRANSCODER_MEDIA_ROOTS", "/media/../etc", "absolute path"),
         ("TRANSCODER_CACHE_FOLDER", "cache", "absolute path"),
+        ("TRANSCODER_CAPACITY_FILE", "capacity.json", "a file is an absolute path"),
         ("TRANSCODER_UMASK", "999", "octal"),
         ("TRANSCODER_UMASK", "7777", "less than or equal"),
         ("TRANSCODER_OWNER", "media:media", "uid:gid"),

@@ -19,6 +19,7 @@ from tests import services
 from tests.conftest import MakeClip
 from transcoder import Client, JobSpec, Status, placement, queue, worker
 from transcoder.breaker import Rules
+from transcoder.capacity import Budgets
 from transcoder.command import Command, Route
 from transcoder.errors import InputMissing, JobCancelled, NoRoute, NoRouteWorked, TranscoderError, TransitionRefused
 from transcoder.events import Event, FellBack, Probing, Published, Timings
@@ -331,7 +332,7 @@ class Parts:
             patch.setattr("transcoder.station.survey_devices", lambda *_: machine)
             station.open(machine)
             station.look_closer(machine, None)
-        share = worker.Share(Slots(connect(redis.url)), 1, 1, Space(connect(redis.url)))
+        share = worker.Share(Slots(connect(redis.url)), Budgets(1, 1, 1, 1, 1), Space(connect(redis.url)))
         equipped.set_result(worker.Equipment(station, share, Metrics("0", "7.1")))
         return cls(ledger, heart, equipped, worker.Worker(ledger, heart, equipped, Policy(("/media",))))
 

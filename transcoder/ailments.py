@@ -32,6 +32,18 @@ CATALOGUE: dict[str, Kind] = {
         "It does nothing, and what it was meant for keeps its default.",
         "The name that was probably meant is in the finding; see [settings](settings.md).",
     ),
+    "capacity-unusable": Kind(
+        "The file that `TRANSCODER_CAPACITY_FILE` names cannot be read, or is no capacity file.",
+        "failure",
+        "A worker refuses to start: it would take more or fewer jobs than was measured, and nobody would know.",
+        "`transcoder bench density --capacity FILE`, or unset it; see [capacity](capacity.md).",
+    ),
+    "capacity-elsewhere": Kind(
+        "The capacity file names neither the CPUs nor a device that is here.",
+        "note",
+        "It changes nothing here: the budgets are the defaults, or the variables that are set.",
+        "`transcoder bench density --capacity FILE` on this machine.",
+    ),
     "ffmpeg-missing": Kind(
         "ffmpeg or ffprobe is missing, does not start, or is older than 5.1.",
         "failure",

@@ -41,6 +41,18 @@ class Verbs(TyperGroup):
         except BrokenPipeError:
             raise typer.Exit(141) from None
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All verbs; those of the benchmark are one, with verbs of its own."""
+        return [*super().list_commands(ctx), "bench"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One verb. The benchmark's are imported when they are asked for."""
+        if cmd_name != "bench":
+            return super().get_command(ctx, cmd_name)
+        from transcoder.bench import verbs
+
+        return typer.main.get_command(verbs.app)
+
 
 app = typer.Typer(
     cls=Verbs,
@@ -720,7 +732,7 @@ class _Interrupt:
 def _interruptible() -> Iterator[_Interrupt]:
     """Ctrl-C, a plain kill and a terminal that closes end a run in order: ffmpeg is gone first, then its files."""
     permit = _Interrupt()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     before = [signal.signal(number, permit.hear) for number in signals]
     try:
         yield permit

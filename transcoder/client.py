@@ -10,11 +10,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transcoder import placement, queue, settings
-from transcoder.errors import PathRefused, TargetExists, TranscoderError, TransitionRefused, error_named
+from transcoder.errors import (
+    BrokerUnavailable,
+    PathRefused,
+    SpecError,
+    TargetExists,
+    TranscoderError,
+    TransitionRefused,
+    error_named,
+)
 from transcoder.ledger import FINISHED, TRANSITIONS, Heard, Ledger, Moment, Record
 from transcoder.machine import SOFTWARE
 from transcoder.roots import refuse_outside
 from transcoder.spec import JobSpec
+
+PATIENCE = 60.0
+"""Seconds that who watches a job bears with a Redis that does not answer: the job goes on meanwhile."""
 
 PHASES = ("queued", "probing", "waiting", "encoding", "verifying", "publishing")
 """The phases that a job goes through on its way, in order; after them it has one of the states of a finished job.
@@ -132,7 +143,8 @@ class Client:
     def watch(self, job_id: str, every: float = 0.2) -> Iterator[Status]:
         """A job's status whenever it changed, asked for `every` so many seconds, until it is finished.
 
-        A phase that passed between two questions is not left out.
+        A phase that passed between two questions is not left out. Once the job was seen, a Redis that goes away is
+        waited for, for PATIENCE seconds.
 
         Raises:
             JobUnknown: there is no record of it.
@@ -140,7 +152,7 @@ class Client:
         seen = 0
         last: Status | None = None
         while last is None or not last.is_finished:
-            now = self.status(job_id)
+            now = self.status(job_id) if last is None else self._status_again(job_id)
             if now != last:
                 yield from _passed(now, seen)
                 yield now
@@ -149,14 +161,16 @@ class Client:
                 time.sleep(every)
 
     def wait(self, job_id: str, every: float = 0.2) -> dict[str, Any]:
-        """Wait until the job is published and give its result.
+        """Wait until the job is published and give its result; like `watch` it bears with Redis.
 
         Raises:
             TranscoderError: the job's own error, of the class it had on the worker.
             JobUnknown: there is no record of it.
         """
-        while not (now := self.status(job_id)).is_finished:
+        now = self.status(job_id)
+        while not now.is_finished:
             time.sleep(every)
+            now = self._status_again(job_id)
         if now.result is None:
             raise error_of(now)
         return now.result
@@ -186,7 +200,7 @@ class Client:
     def jobs(self, state: str | None = None, limit: int = 50) -> list[Status]:
         """The newest jobs first, all or those in one state."""
         if state is not None and state not in TRANSITIONS:
-            raise TranscoderError(f"there is no state {state!r}", f"The states are {', '.join(TRANSITIONS)}.")
+            raise SpecError(f"there is no state {state!r}", f"The states are {', '.join(TRANSITIONS)}.")
         return [_status(record) for record in self._ledger.jobs(state, limit)]
 
     def workers(self) -> list[Heard]:
@@ -196,6 +210,18 @@ class Client:
     def close(self) -> None:
         """Give the connections back."""
         self._ledger.close()
+
+    def _status_again(self, job_id: str) -> Status:
+        """The status of a job that was seen before; waits while Redis is away."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.status(job_id)
+            except BrokerUnavailable as away:
+                if time.monotonic() > deadline:
+                    goes_on = f"Job {job_id} was accepted and goes on: `transcoder watch {job_id}` once Redis answers."
+                    raise BrokerUnavailable(away.what, goes_on) from away
+                time.sleep(0.5)
 
     def _refusal(self, spec: JobSpec) -> TranscoderError | None:
         """Why a job is refused before anybody is asked."""
@@ -212,7 +238,7 @@ class Client:
 def _known(name: str) -> str:
     """The queue's name on the broker."""
     if name not in placement.QUEUES:
-        raise TranscoderError(f"there is no queue {name!r}", f"The queues are {', '.join(placement.QUEUES)}.")
+        raise SpecError(f"there is no queue {name!r}", f"The queues are {', '.join(placement.QUEUES)}.")
     return placement.queue_name(name)
 
 
@@ -271,7 +297,8 @@ def _queued_for(record: Record) -> str:
     if record.serving:
         return f"a free place on a worker that serves {ability} ({record.serving} live, {others} waiting){hop}"
     none = f"none of {_count(record.workers, 'live worker')} does" if record.workers else "no worker is running"
-    return f"a worker that serves {ability}: {none}{hop}"
+    software = f" or {SOFTWARE}" if record.fields.get("policy") == "prefer" and ability != SOFTWARE else ""
+    return f"a worker that serves {ability}{software}: {none}{hop}"
 
 
 def _count(number: int, what: str) -> str:
@@ -280,9 +307,12 @@ def _count(number: int, what: str) -> str:
 
 def _passed(now: Status, seen: int) -> Iterator[Status]:
     """What happened between two looks: the phases of the history that are not shown by the last of them."""
-    moments = [moment for moment in now.history[seen:] if moment.what in PHASES]
-    if moments and moments[-1].what == now.phase:
-        moments = moments[:-1]
-    for moment in moments:
-        state = "queued" if moment.what == "queued" else "running"
-        yield replace(now, state=state, phase=moment.what, progress=None, result=None, error=None, finished=None)
+    passed = [place for place in range(seen, len(now.history)) if now.history[place].what in PHASES]
+    if passed and now.history[passed[-1]].what == now.phase:
+        passed = passed[:-1]
+    for place in passed:
+        phase, then = now.history[place].what, now.history[: place + 1]
+        state = "queued" if phase == "queued" else "running"
+        yield replace(
+            now, state=state, phase=phase, history=then, progress=None, result=None, error=None, finished=None
+        )

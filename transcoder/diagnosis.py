@@ -109,11 +109,21 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacities:
+    """The capacity file: why a worker would not take it, else what it names: device ids, `cpu`."""
+
+    path: str
+    refused: str = ""
+    named: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All that was looked at. `machine` is None where ffmpeg cannot be used, for `no_ffmpeg`: (what, what to do).
 
     `devices` are there all the same; `nodes` by device id. `cards` are display nodes beside them. `vpl` are the
-    runtimes of oneVPL that ffmpeg may load. `cache` is why nothing can be remembered.
+    runtimes of oneVPL that ffmpeg may load. `cache` is why nothing can be remembered. `capacities` is None
+    where no capacity file is set.
     """
 
     wanted: Wanted
@@ -128,6 +138,7 @@ class Facts:
     port: Port
     no_ffmpeg: tuple[str, str] = ("", "")
     cache: str | None = None
+    capacities: Capacities | None = None
 
     def node(self, device: Device) -> Node:
         """What the file system says of the device's node."""
@@ -151,7 +162,7 @@ class Finding:
 
 def findings(facts: Facts) -> tuple[Finding, ...]:
     """Everything that there is to say, in the order of looking: what was found, and what is well."""
-    judges = (_settings, _ffmpeg, _gpus, _broker, _limits, _disks, _clock, _port)
+    judges = (_settings, _capacities, _ffmpeg, _gpus, _broker, _limits, _disks, _clock, _port)
     return tuple(chain.from_iterable(judge(facts) for judge in judges))
 
 
@@ -179,6 +190,22 @@ def _fine(about: str, what: str) -> Finding:
 def _settings(facts: Facts) -> Iterator[Finding]:
     for sentence in facts.wanted.unknown:
         yield _finding("setting-unknown", "warning", "settings", sentence, "Correct or unset the variable.")
+
+
+def _capacities(facts: Facts) -> Iterator[Finding]:
+    file = facts.capacities
+    if file is None:
+        return
+    here = {"cpu", *(device.id for device in facts.devices)}
+    if file.refused:
+        mend = "transcoder bench density --capacity FILE measures anew; or unset TRANSCODER_CAPACITY_FILE"
+        yield _finding("capacity-unusable", "failure", file.path, file.refused, mend)
+    elif not here.intersection(file.named):
+        mend = "transcoder bench density --capacity FILE on this machine; or unset TRANSCODER_CAPACITY_FILE"
+        what = f"it names {', '.join(file.named) or 'nothing'}, and none of that is here"
+        yield _finding("capacity-elsewhere", "note", file.path, what, mend)
+    else:
+        yield _fine(file.path, f"budgets for {', '.join(one for one in file.named if one in here)} are measured ones")
 
 
 def _ffmpeg(facts: Facts) -> Iterator[Finding]:

@@ -17,8 +17,8 @@ from contextlib import closing, suppress
 import redis
 
 from transcoder import devices, recall, settings, survey
-from transcoder.diagnosis import Broker, Disk, Facts, Port, Process, Wanted
-from transcoder.errors import FfmpegMissing
+from transcoder.diagnosis import Broker, Capacities, Disk, Facts, Port, Process, Wanted
+from transcoder.errors import FfmpegMissing, SettingsError
 from transcoder.ledger import connect, safe
 from transcoder.machine import Device, Machine
 from transcoder.policy import Policy
@@ -49,6 +49,7 @@ def examine(site: Settings, environment: Mapping[str, str] = os.environ) -> Fact
         port=_port(site.metrics_host, site.metrics_port),
         no_ffmpeg=no_ffmpeg,
         cache=_cache(site.cache_folder),
+        capacities=_capacities(site.capacity_file) if site.capacity_file else None,
     )
 
 
@@ -62,6 +63,14 @@ def _wanted(site: Settings) -> Wanted:
         cache_folder=site.cache_folder,
         unknown=settings.unknown(),
     )
+
+
+def _capacities(path: str) -> Capacities:
+    try:
+        found = settings.read_capacities(path)
+    except SettingsError as refused:
+        return Capacities(path, refused=refused.what)
+    return Capacities(path, named=(*found.devices, *(["cpu"] if found.cpus else [])))
 
 
 def _machine(site: Settings, policy: Policy) -> tuple[Machine | None, tuple[Device, ...], tuple[str, str]]:

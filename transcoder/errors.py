@@ -173,6 +173,41 @@ class Quarantined(TranscoderError):
     summary = "ffmpeg died again and again on the source, which rests in quarantine"
 
 
+class EngineMissing(TranscoderError):
+    """The container engine is missing or does not answer."""
+
+    exit_code = 21
+    summary = "the container engine is missing or does not answer"
+
+
+class ImageMissing(TranscoderError):
+    """The image is not here, cannot be used, or is of another version."""
+
+    exit_code = 22
+    summary = "the image is missing, cannot be used, or is of another version"
+
+
+class MachineBusy(TranscoderError):
+    """A simulated device cannot be measured while the CPUs that simulate it are the limit."""
+
+    exit_code = 23
+    summary = "the CPUs are too busy to measure a simulated device"
+
+
+class BenchmarkFailed(TranscoderError):
+    """A stack or a container of a benchmark ended before its time, so that nothing can be compared."""
+
+    exit_code = 24
+    summary = "a stack or a container of a benchmark failed"
+
+
+class ResultUnusable(TranscoderError):
+    """A benchmark's result that cannot be read (no result, another schema version) or compared (other work)."""
+
+    exit_code = 25
+    summary = "a benchmark's result cannot be read, or not compared with the other"
+
+
 def exit_codes() -> tuple[tuple[int, str], ...]:
     """The documented table of exit codes, in order: (code, meaning)."""
     ours = {error.exit_code: error.summary for error in _tree(TranscoderError)}

@@ -1,7 +1,10 @@
 -- The ledger's changes, each of which happens whole or not at all. ledger.py puts the constants before this text:
 -- LEGAL[from][to], RETENTION (seconds that a finished record is kept), HISTORY (lines of a job's history), ALIVE (seconds
 -- after which a worker that says nothing counts no more), GRACE (seconds that nobody serves a queue before jobs leave it),
--- SILENT (seconds that a silent worker is still listed), STEPS (what follows a queue's name in those of its lists).
+-- SILENT (seconds that a silent worker is still listed), CLEARLY and EARLY (how much shorter a job must be than
+-- hardware's backlog to go to software, and how much longer that must be than a job that waits for its turn), FRONT (jobs
+-- that are brought to the front at a time), ARRANGED (seconds between two looks at the order of the queues), STEPS (what
+-- follows a queue's name in those of its lists).
 -- Every operation answers with a word first: 'ok', or why it was refused. Times are Redis' own, in seconds of Unix time.
 
 local clock = redis.call('TIME')
@@ -13,6 +16,8 @@ local function history_key(id) return 'transcoder:history:' .. id end
 local function state_key(state) return 'transcoder:state:' .. state end
 local function waiting_key(queue) return 'transcoder:waiting:' .. queue end
 local function prefer_key(queue) return 'transcoder:prefer:' .. queue end
+local function effort_key(queue) return 'transcoder:effort:' .. queue end
+local function movable_key(queue) return 'transcoder:movable:' .. queue end
 local function serving_key(queue) return 'transcoder:serving:' .. queue end
 local function worker_key(owner) return 'transcoder:worker:' .. owner end
 local function message_key(id) return 'transcoder:message:' .. id end
@@ -95,17 +100,36 @@ local function retire(id)
   prune()
 end
 
+-- What waits and is known in size is indexed by that, and all of it together is counted: `movable` are those of `prefer`
+-- that wait for hardware.
+local function weigh_in(id, queue, effort, movable)
+  if redis.call('ZADD', effort_key(queue), effort, id) == 1 then
+    redis.call('HINCRBY', 'transcoder:backlog', queue, effort)
+  end
+  if movable then redis.call('ZADD', movable_key(queue), effort, id) end
+end
+
+local function weigh_out(id, queue, effort)
+  if redis.call('ZREM', effort_key(queue), id) == 1 then
+    redis.call('HINCRBY', 'transcoder:backlog', queue, '-' .. effort)
+  end
+  redis.call('ZREM', movable_key(queue), id)
+end
+
 -- `prefer` jobs that wait for hardware have an index of their own: those of `require` before them never hop
 local function wait_in(id, queue)
-  local policy, software = unpack(redis.call('HMGET', job_key(id), 'policy', 'software'))
+  local policy, software, effort = unpack(redis.call('HMGET', job_key(id), 'policy', 'software', 'effort'))
+  local movable = policy == 'prefer' and queue ~= software
   redis.call('SADD', 'transcoder:queues', queue)
   redis.call('HSET', job_key(id), 'queue', queue)
   redis.call('ZADD', waiting_key(queue), at(now), id)
   redis.call('ZADD', 'transcoder:rising', at(now), id)
-  if policy == 'prefer' and queue ~= software then redis.call('ZADD', prefer_key(queue), at(now), id) end
+  if effort then weigh_in(id, queue, effort, movable)
+  elseif movable then redis.call('ZADD', prefer_key(queue), at(now), id) end
 end
 
-local function wait_no_more(id, queue)
+local function wait_no_more(id, queue, effort)
+  if effort then weigh_out(id, queue, effort) end
   redis.call('ZREM', waiting_key(queue), id)
   redis.call('ZREM', prefer_key(queue), id)
   redis.call('ZREM', 'transcoder:rising', id)
@@ -113,10 +137,15 @@ end
 
 local function paused(queue) return redis.call('SISMEMBER', 'transcoder:paused', queue) == 1 end
 
+-- the job's message as it lies in that queue, and the step of its list
+local function message(id, queue)
+  local text, step = unpack(redis.call('HMGET', message_key(id), 'text', 'step'))
+  return text:gsub('"routing_key": "[^"]*"', '"routing_key": "' .. queue .. '"'), step
+end
+
 -- the job's message in that queue, behind all others or, for a job that has waited elsewhere, before them
 local function send(id, queue, before)
-  local text, step = unpack(redis.call('HMGET', message_key(id), 'text', 'step'))
-  text = text:gsub('"routing_key": "[^"]*"', '"routing_key": "' .. queue .. '"')
+  local text, step = message(id, queue)
   redis.call(before and 'RPUSH' or 'LPUSH', queue .. step, text)
   return text
 end
@@ -171,13 +200,13 @@ end
 
 -- the one way from state to state; answers with the refusal, or nil when it is done
 local function move(id, to, detail)
-  local from, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+  local from, queue, effort = unpack(redis.call('HMGET', job_key(id), 'state', 'queue', 'effort'))
   if not from then return {'unknown'} end
   if not LEGAL[from][to] then return {'refused', from} end
   redis.call('HSET', job_key(id), 'state', to, 'updated', at(now))
   redis.call('ZREM', state_key(from), id)
   redis.call('ZADD', state_key(to), at(now), id)
-  if from == 'queued' then wait_no_more(id, queue) end
+  if from == 'queued' then wait_no_more(id, queue, effort) end
   if from == 'running' then redis.call('ZREM', 'transcoder:heartbeats', id) end
   if to == 'queued' then wait_in(id, queue) end
   note(id, now, to, detail)
@@ -269,7 +298,8 @@ end
 function operations.beat(ask)
   redis.call('ZADD', 'transcoder:workers', at(now), ask.owner)
   redis.call('ZREMRANGEBYSCORE', 'transcoder:workers', '-inf', now - SILENT)
-  redis.call('HSET', worker_key(ask.owner), 'told', ask.told, 'running', #ask.jobs, 'pulse', pulse())
+  redis.call('HSET', worker_key(ask.owner), 'told', ask.told, 'running', #ask.jobs, 'places', ask.places,
+    'pulse', pulse())
   redis.call('EXPIRE', worker_key(ask.owner), SILENT)
   serve(ask.owner, ask.queues)
   local answer = {'ok'}
@@ -281,6 +311,7 @@ function operations.beat(ask)
       alive(job.id)
       note_phases(job.id, job.phases)
       if job.progress then redis.call('HSET', job_key(job.id), 'progress', job.progress) end
+      if job.effort then redis.call('HSET', job_key(job.id), 'effort', job.effort) end
       answer[place + 1] = field(job.id, 'cancel') and 'cancelled' or 'go on'
     end
   end
@@ -371,7 +402,7 @@ function operations.put_off(ask)
   if ask.careful then redis.call('HSET', job_key(ask.id), 'careful', 1) end
   if ask.queue then redis.call('HSET', job_key(ask.id), 'queue', ask.queue) end
   put_back(ask.id, ask.why)
-  wait_no_more(ask.id, field(ask.id, 'queue'))
+  wait_no_more(ask.id, unpack(redis.call('HMGET', job_key(ask.id), 'queue', 'effort')))
   if not ask.held then redis.call('HINCRBY', job_key(ask.id), 'put_off', 1) end
   redis.call('HINCRBY', job_key(ask.id), 'crashes', ask.crashes)
   redis.call('HSET', job_key(ask.id), 'again', at(now + ask.seconds))
@@ -405,7 +436,7 @@ function operations.post(ask)
   if not state then return {'unknown'} end
   if state ~= 'queued' then return {'refused', state} end
   if queue ~= ask.queue then
-    wait_no_more(ask.id, queue)
+    wait_no_more(ask.id, queue, field(ask.id, 'effort'))
     wait_in(ask.id, ask.queue)
     note(ask.id, now, 'queued', ask.why)
   end
@@ -489,56 +520,226 @@ function operations.send_again(ask)
   for _, id in ipairs(ask.ids) do
     local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
     if state == 'queued' and queue == ask.queue then
-      send(id, queue, true)
+      send(id, field(id, 'cancel') and to_be_closed_in(id) or queue, true)
       answer[#answer + 1] = id
     end
   end
   return answer
 end
 
--- how long a `prefer` job may wait in that queue: as agreed, or a moment where nobody serves it any more
-local function patience(queue, wait)
-  if live(queue) > 0 then return wait, 'no free place on hardware' end
-  local last = tonumber(redis.call('HGET', 'transcoder:served', queue) or 0)
-  if now - last < GRACE then return wait, 'no free place on hardware' end
-  return math.min(GRACE, wait), 'no live worker serves that'
+-- The next job in these queues that waits although it was sent some seconds ago and of which nobody knows how large it is.
+-- Each is given out once: whoever cannot find it out leaves the job where it is.
+function operations.unweighed(ask)
+  for _, queue in ipairs(ask.queues) do
+    local last = tonumber(redis.call('HGET', 'transcoder:scouted', queue) or 0)
+    if last > now then last = 0 end -- the clock was set back
+    local found = redis.call('ZRANGEBYSCORE', waiting_key(queue), '(' .. at(last), now - ask.after, 'WITHSCORES', 'LIMIT', 0, AT_ONCE)
+    for place = 1, #found, 2 do
+      redis.call('HSET', 'transcoder:scouted', queue, found[place + 1])
+      local spec, effort = unpack(redis.call('HMGET', job_key(found[place]), 'spec', 'effort'))
+      if not effort then return {'ok', found[place], spec} end
+    end
+  end
+  return {'none'}
 end
 
--- Jobs that waited for hardware long enough go to software, where somebody serves that; what was laid aside is sent
--- again. Every worker does this every now and then, a bounded number of jobs at a time.
-function operations.tend(ask)
-  redis.call('SET', 'transcoder:prefer_wait', ask.wait)
-  local answer = {'ok'}
-  for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
-    local wait, why = patience(queue, ask.wait)
-    local most = paused(queue) and 0 or AT_ONCE
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', now - wait, 'LIMIT', 0, most)) do
-      local software = field(id, 'software')
-      if live(software) == 0 then break end
-      wait_no_more(id, queue)
-      wait_in(id, software)
-      note(id, now, 'queued', 'goes to software: ' .. why)
-      send(id, software)
-      answer[#answer + 1] = {id, queue, live(queue) > 0 and 'waited' or 'unserved'}
+-- how large a job is that waits, in pixels; what was said first counts
+function operations.weigh(ask)
+  local state, queue, policy, software, effort =
+    unpack(redis.call('HMGET', job_key(ask.id), 'state', 'queue', 'policy', 'software', 'effort'))
+  if not state then return {'unknown'} end
+  if state ~= 'queued' then return {'refused', state} end
+  if effort then return {'ok'} end
+  redis.call('HSET', job_key(ask.id), 'effort', ask.effort)
+  if redis.call('ZSCORE', waiting_key(queue), ask.id) then -- not one that is tried again later
+    redis.call('ZREM', prefer_key(queue), ask.id)
+    weigh_in(ask.id, queue, ask.effort, policy == 'prefer' and queue ~= software)
+  end
+  return {'ok'}
+end
+
+-- how long a `prefer` job may wait in that queue: as agreed, or a moment where nobody serves it any more
+local function patience(queue, wait)
+  if live(queue) > 0 then return wait, 'no free place on hardware', 'waited' end
+  local last = tonumber(redis.call('HGET', 'transcoder:served', queue) or 0)
+  if now - last < GRACE then return wait, 'no free place on hardware', 'unserved' end
+  return math.min(GRACE, wait), 'no live worker serves that', 'unserved'
+end
+
+-- A script makes its functions anew at every call: those for looking after the queues only where that is asked.
+if ARGV[1] == 'tend' then
+  -- moves a job to software's queue, at whose end it waits
+  local function hop(id, queue, why)
+    local software, effort = unpack(redis.call('HMGET', job_key(id), 'software', 'effort'))
+    wait_no_more(id, queue, effort)
+    wait_in(id, software)
+    note(id, now, 'queued', 'goes to software: ' .. why)
+    send(id, software)
+  end
+
+  -- The jobs that waited long enough for hardware. How large they are plays no part where that is served by nobody, nor
+  -- where the order is that of arrival.
+  local function waited_enough(queue, wait, all)
+    -- what no scout has come to yet is not left to chance
+    local looked_into = all and now or tonumber(redis.call('HGET', 'transcoder:scouted', queue) or 0)
+    local latest = math.min(now - wait, looked_into)
+    local found = redis.call('ZRANGEBYSCORE', prefer_key(queue), '-inf', latest, 'LIMIT', 0, AT_ONCE)
+    if not all then return found end
+    for _, id in ipairs(redis.call('ZRANGE', movable_key(queue), 0, AT_ONCE - 1)) do
+      if tonumber(redis.call('ZSCORE', waiting_key(queue), id)) <= now - wait then found[#found + 1] = id end
+    end
+    return found
+  end
+
+  -- by worker: how many jobs it runs, and pixels that they have left, as far as that is known
+  local function in_hand()
+    local jobs, left = {}, {}
+    for _, id in ipairs(redis.call('ZRANGE', state_key('running'), 0, -1)) do
+      local owner, effort, progress = unpack(redis.call('HMGET', job_key(id), 'owner', 'effort', 'progress'))
+      local done = tonumber(progress and cjson.decode(progress).fraction) or 0
+      jobs[owner] = (jobs[owner] or 0) + 1
+      left[owner] = (left[owner] or 0) + (tonumber(effort) or 0) * (1 - done)
+    end
+    return jobs, left
+  end
+
+  -- of the live workers that serve a queue: places, free places, and pixels that they and the queue have before them
+  local function load_of(queue, jobs, left)
+    local places, free, pixels = 0, 0, tonumber(redis.call('HGET', 'transcoder:backlog', queue) or 0)
+    for _, owner in ipairs(redis.call('ZRANGEBYSCORE', serving_key(queue), now - ALIVE, '+inf')) do
+      local own = tonumber(redis.call('HGET', worker_key(owner), 'places') or 0)
+      places = places + own
+      free = free + math.max(0, own - (jobs[owner] or 0))
+      pixels = pixels + (left[owner] or 0)
+    end
+    return places, free, pixels
+  end
+
+  -- The job that ends clearly sooner in software than hardware would be through with all others: of the shortest of these
+  -- the one that has waited longest. nil where there is none.
+  local function ends_sooner(queue, places, pixels, slower)
+    local most = pixels / (slower * CLEARLY * places + 1)
+    local first, earliest
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', movable_key(queue), '-inf', most, 'LIMIT', 0, AT_ONCE)) do
+      local since = tonumber(redis.call('ZSCORE', waiting_key(queue), id))
+      if not earliest or since < earliest then first, earliest = id, since end
+    end
+    return first
+  end
+
+  -- Jobs go to the places that software has free, as long as there is one that ends sooner there.
+  local function fill_software(queue, jobs, left, slower, answer)
+    local places, _, pixels = load_of(queue, jobs, left)
+    if places == 0 then return end
+    for _ = 1, AT_ONCE do
+      local id = ends_sooner(queue, places, pixels, slower)
+      if not id then return end
+      local software, effort = unpack(redis.call('HMGET', job_key(id), 'software', 'effort'))
+      local _, free = load_of(software, jobs, left)
+      if paused(software) or redis.call('ZCARD', waiting_key(software)) >= free then return end
+      hop(id, queue, 'it ends sooner there')
+      pixels = pixels - tonumber(effort)
+      answer[#answer + 1] = {id, queue, 'sooner'}
     end
   end
-  local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
-  for _, id in ipairs(risen) do rise(id) end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
-    redis.call('ZREM', 'transcoder:later', id)
-    redis.call('HDEL', job_key(id), 'again')
-    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
-    if state == 'queued' then
-      wait_in(id, queue)
-      send(id, queue, true)
+
+  -- those jobs in front of their list, the first of them as the very first
+  local function put_first(queue, ids)
+    local by_step = {}
+    for _, id in ipairs(ids) do
+      local step = redis.call('HGET', message_key(id), 'step')
+      by_step[step] = by_step[step] or {}
+      table.insert(by_step[step], id)
+    end
+    for step, wanted in pairs(by_step) do
+      local list = queue .. step
+      local there, same = redis.call('LRANGE', list, -#wanted, -1), true
+      for k, id in ipairs(wanted) do
+        same = same and (there[#wanted + 1 - k] or ''):find('"id": "' .. id .. '.', 1, true)
+      end
+      for k = same and 0 or #wanted, 1, -1 do
+        local text = message(wanted[k], queue)
+        -- what is not there was just taken, or is lost and will be missed
+        if redis.call('LREM', list, -1, text) == 1 then redis.call('RPUSH', list, text) end
+      end
     end
   end
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
-    redis.call('ZREM', 'transcoder:aside', id)
-    local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
-    if state == 'queued' then send(id, queue, true) end
+
+  -- The longest jobs, as soon as all else would not keep the places busy until well after they have ended: begun last,
+  -- each would end alone. Before that the order is that of arrival. No job is overtaken by one that came longer after it
+  -- than the least urgent takes to rise to the most urgent.
+  local function long_first(queue, jobs, left, rise)
+    local places, _, pixels = load_of(queue, jobs, left)
+    local oldest = redis.call('ZRANGE', waiting_key(queue), 0, 0, 'WITHSCORES')[2]
+    local newest = oldest and tonumber(oldest) + rise * (#STEPS - 1)
+    local late = {}
+    local longest = redis.call('ZREVRANGE', effort_key(queue), 0, math.min(places, FRONT) - 1, 'WITHSCORES')
+    for place = 1, places > 0 and #longest or 0, 2 do
+      local id, effort = longest[place], tonumber(longest[place + 1])
+      local since = tonumber(redis.call('ZSCORE', waiting_key(queue), id))
+      if effort * EARLY >= (pixels - effort) / places and since <= newest then late[#late + 1] = id end
+    end
+    put_first(queue, late)
   end
-  return answer
+
+  -- where the jobs are known in size; once in a while for all workers together
+  local function arrange(slower, rise, answer)
+    local last = tonumber(redis.call('GET', 'transcoder:arranged') or 0)
+    if last <= now and now - last < ARRANGED then return end
+    redis.call('SET', 'transcoder:arranged', at(now))
+    local jobs, left
+    for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+      if not paused(queue) and redis.call('EXISTS', effort_key(queue)) == 1 then
+        if not jobs then jobs, left = in_hand() end
+        fill_software(queue, jobs, left, slower, answer)
+        long_first(queue, jobs, left, rise)
+      end
+    end
+  end
+
+  -- Where no job waits each message is of one that ended or went elsewhere: workers take it off, or this, where none comes.
+  local function clear(queue)
+    if live(queue) > 0 or redis.call('ZCARD', waiting_key(queue)) > 0 then return end
+    local lists = {}
+    for place, step in ipairs(STEPS) do lists[place] = queue .. step end
+    redis.call('DEL', unpack(lists))
+  end
+
+  -- Jobs that waited for hardware long enough go to software, where somebody serves that; what was laid aside is sent
+  -- again. Every worker does this every now and then, a bounded number of jobs at a time. Without `slower`, which is how
+  -- many times as long software takes, the order is that of arrival.
+  function operations.tend(ask)
+    redis.call('SET', 'transcoder:prefer_wait', ask.wait)
+    local answer = {'ok'}
+    for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
+      local wait, why, word = patience(queue, ask.wait)
+      local ids = paused(queue) and {} or waited_enough(queue, wait, word == 'unserved' or not ask.slower)
+      for _, id in ipairs(ids) do
+        if live(field(id, 'software')) == 0 then break end
+        hop(id, queue, why)
+        answer[#answer + 1] = {id, queue, word}
+      end
+      clear(queue)
+    end
+    if ask.slower then arrange(ask.slower, ask.rise, answer) end
+    local risen = redis.call('ZRANGEBYSCORE', 'transcoder:rising', '-inf', now - ask.rise, 'LIMIT', 0, AT_ONCE)
+    for _, id in ipairs(risen) do rise(id) end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:later', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+      redis.call('ZREM', 'transcoder:later', id)
+      redis.call('HDEL', job_key(id), 'again')
+      local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+      if state == 'queued' then
+        wait_in(id, queue)
+        send(id, queue, true)
+      end
+    end
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'transcoder:aside', '-inf', now, 'LIMIT', 0, AT_ONCE)) do
+      redis.call('ZREM', 'transcoder:aside', id)
+      local state, queue = unpack(redis.call('HMGET', job_key(id), 'state', 'queue'))
+      if state == 'queued' then send(id, queue, true) end
+    end
+    return answer
+  end
 end
 
 -- A worker that was given up may still wake up and publish, until another has taken its files away: so what it held is

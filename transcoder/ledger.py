@@ -81,6 +81,16 @@ SILENT = 3600.0
 ASIDE = 1.0
 """Seconds before a job that came to a worker which had handed it on is offered again."""
 
+CLEARLY = 1.5
+"""How many times longer hardware must be busy with the rest than software with a job that goes there. The size of a job
+tells its time to a third or so: at 1 one in a hundred mixes waits long for a job that software should not have had."""
+EARLY = 3.0
+"""A long job goes first once the rest of the queue would not keep a place busy for so many times its length."""
+FRONT = 16
+"""Long jobs that are brought to the front of a queue at a time: each is sought in a list that may be long."""
+ARRANGED = 0.9
+"""Seconds between two looks at the order of the queues, whichever worker has them."""
+
 STEPS: Final = ("", *(f"\x06\x16{step}" for step in range(1, 10)))
 """What follows a queue's name in the names of its lists, the most urgent first (kombu's separator and step)."""
 
@@ -168,7 +178,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A job that went from a hardware queue to software; `why` is waited or unserved."""
+    """A job that went from a hardware queue to software; `why` is waited, unserved or sooner."""
 
     job_id: str
     queue: str
@@ -201,12 +211,16 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker tells of one running job: phases begun since the last report, as (phase, seconds ago, detail)."""
+    """What a worker tells of one running job: phases begun since the last report, as (phase, seconds ago, detail).
+
+    `effort` is what it encodes in all, in pixels, where that is news.
+    """
 
     job_id: str
     fence: int
     phases: Sequence[tuple[str, float, str]] = ()
     progress: Mapping[str, object] | None = None
+    effort: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +367,8 @@ class Ledger:
         Gives for each report 'go on', or 'cancelled' or 'lost'.
         """
         jobs = [_reported(report) for report in reports]
-        _, *verdicts = self._change("beat", owner=owner, jobs=jobs, told=json.dumps(asdict(told)), queues=told.queues)
+        words = {"told": json.dumps(asdict(told)), "queues": told.queues, "places": told.places}
+        _, *verdicts = self._change("beat", owner=owner, jobs=jobs, **words)
         return verdicts
 
     def workers(self) -> list[Heard]:
@@ -369,15 +384,39 @@ class Ledger:
         """The jobs of that queue may begin again."""
         self._change("resume", queue=queue)
 
-    def tend(self, prefer_wait: float, rise: float = inf) -> list[Hop]:
+    def tend(self, prefer_wait: float, rise: float = inf, slower: float | None = None) -> list[Hop]:
         """Let `prefer` jobs that waited so many seconds for hardware go to software; send again what was laid aside.
+
+        Jobs that are known in size go when they end sooner there, taking `slower` times as long, and the longest come
+        first as soon as they would end last; with None for it size plays no part.
 
         What waited for `rise` seconds since it was last sent becomes one step more urgent.
 
         Any worker may do that at any time; the changes are atomic and bounded. Gives the jobs that went.
         """
-        _, *hops = self._change("tend", wait=prefer_wait, rise=min(rise, 366 * 86400.0))
+        words = _given({"wait": prefer_wait, "rise": min(rise, 366 * 86400.0), "slower": slower})
+        _, *hops = self._change("tend", **words)
         return [Hop(*hop) for hop in hops]
+
+    def unweighed(self, queues: Sequence[str], after: float) -> tuple[str, str] | None:
+        """The next job of these queues that has waited so many seconds and is not known in size, and its spec as JSON.
+
+        No job is given a second time, whoever asks.
+        """
+        match self._change("unweighed", queues=list(queues), after=after):
+            case ["ok", job_id, spec]:
+                return str(job_id), str(spec)
+            case _:
+                return None
+
+    def weigh(self, job_id: str, effort: int) -> None:
+        """Note how many pixels a queued job encodes in all. What was noted first counts.
+
+        Raises:
+            TransitionRefused: the job is not queued.
+        """
+        # as a text: Lua would write a large number with an exponent
+        self._held(job_id, self._change("weigh", id=job_id, effort=str(effort)))
 
     def reap(self, owner: str, dead: int, seen: int, lease: float) -> Look:
         """Take back the jobs of which no sign of life came since the count of these was `dead`, if nobody else does.
@@ -417,7 +456,7 @@ class Ledger:
             JobCancelled: somebody did.
         """
         if self._held(job_id, self._change("hold", id=job_id, fence=str(fence))) == ["cancelled"]:
-            raise JobCancelled(f"job {job_id} was cancelled")
+            raise _cancelled(job_id)
 
     def take_targets(self, job_id: str, fence: int, paths: Sequence[str]) -> None:
         """Keep other jobs off these paths until the job is finished.
@@ -440,7 +479,7 @@ class Ledger:
             JobCancelled: it was cancelled.
         """
         if self._held(job_id, self._change("fenced", id=job_id, fence=str(fence))) == ["cancelled"]:
-            raise JobCancelled(f"job {job_id} was cancelled")
+            raise _cancelled(job_id)
 
     def finish(
         self,
@@ -516,7 +555,7 @@ class Ledger:
         Raises:
             TransitionRefused: it is finished.
         """
-        error = JobCancelled(f"job {job_id} was cancelled").as_record()
+        error = _cancelled(job_id).as_record()
         return str(self._held(job_id, self._change("cancel", id=job_id, error=json.dumps(error)))[1])
 
     def record(self, job_id: str) -> Record:
@@ -593,7 +632,13 @@ class Ledger:
                 return answer
 
 
-_STATES = dict.fromkeys(FINISHED, "It is finished, and that is final: submit it again if it shall run again.")
+_STATES = dict.fromkeys(
+    FINISHED, "It is finished, and that is final: `transcoder retry` makes a new job of what failed."
+)
+
+
+def _cancelled(job_id: str) -> JobCancelled:
+    return JobCancelled(f"job {job_id} was cancelled", f"`transcoder retry {job_id}` if it is wanted after all.")
 
 
 def safe(url: str) -> str:
@@ -611,6 +656,7 @@ def _script(retention: float) -> str:
         f"local LEGAL = {{{ways}}}\n"
         f"local RETENTION, HISTORY, AT_ONCE = {max(1, round(retention))}, {_HISTORY}, {_AT_ONCE}\n"
         f"local ALIVE, GRACE, SILENT, ASIDE = {ALIVE}, {GRACE}, {round(SILENT)}, {ASIDE}\n"
+        f"local CLEARLY, EARLY, FRONT, ARRANGED = {CLEARLY}, {EARLY}, {FRONT}, {ARRANGED}\n"
         f"local STEPS = {{{', '.join(map(_quoted, STEPS))}}}\n"
     )
     return constants + Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
@@ -678,7 +724,8 @@ def _told(text: str) -> Told:
 
 def _reported(report: Report) -> dict[str, object]:
     told: dict[str, object] = {"id": report.job_id, "fence": str(report.fence), "phases": list(report.phases)}
-    return told | ({"progress": json.dumps(report.progress)} if report.progress is not None else {})
+    progress = None if report.progress is None else json.dumps(report.progress)
+    return told | _given({"progress": progress, "effort": None if report.effort is None else str(report.effort)})
 
 
 def _given(words: Mapping[str, object]) -> dict[str, object]:
@@ -715,6 +762,9 @@ def _is_a_bug(refused: Exception) -> bool:
 
 def _unavailable(url: str, refused: Exception) -> BrokerUnavailable:
     """What is wrong with Redis, in words that say what to mend."""
+    if "DB index" in str(refused):
+        which = "The number at the end of TRANSCODER_BROKER_URL is to be lower than Redis' `databases`."
+        return BrokerUnavailable(f"Redis at {safe(url)} has no such database: {refused}", which)
     what, next_step = next(words for kind, words in _TROUBLES if isinstance(refused, kind))
     return BrokerUnavailable(f"Redis at {safe(url)} {what.format(refused)}", next_step)
 

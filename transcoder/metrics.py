@@ -164,7 +164,7 @@ _DOCUMENTED = (
         "counter",
         ("queue", "reason"),
         "Jobs that prefer hardware and went from that queue to software, as this worker saw to it. reason: waited (for "
-        "a place), unserved (no live worker served the queue).",
+        "a place), sooner (it ends sooner in software), unserved (no live worker served the queue).",
     ),
     Documented(
         "transcoder_reaped_jobs_total",
@@ -262,7 +262,7 @@ class Metrics:
         for result in _RESULTS:
             self._seconds.labels(result)
         for queue in placement.HARDWARE:
-            for reason in ("waited", "unserved"):
+            for reason in ("waited", "sooner", "unserved"):
                 self._hops.labels(queue, reason)
 
     def listener(self, spec: JobSpec) -> Emit:

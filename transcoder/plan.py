@@ -62,6 +62,16 @@ def plan(spec: JobSpec, source: Media, machine: Machine, max_pixels: int | None 
     return Plan(spec, source, commands, rungs, left_out)
 
 
+def effort(spec: JobSpec, source: Media) -> int:
+    """Pixels that the job encodes in all, on any machine; 0 for copies and sound, and where nobody knows the length.
+
+    Raises:
+        InputUnreadable, InputRefused: as in `plan`.
+    """
+    rungs, _ = _rungs(spec, source)
+    return round(pixel_rate(rungs) * (source.duration or 0))
+
+
 def following(
     commands: Sequence[Command], tried: Command, fault: FaultClass, stage: Stage | None, again: int
 ) -> Command | None:

@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from transcoder import capacity
+from transcoder.capacity import CapacityFile
 from transcoder.errors import SettingsError
 from transcoder.policy import Policy
 
@@ -26,8 +28,12 @@ _KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|U
 
 
 def _folder(text: str) -> str:
+    return _absolute(text, "a folder")
+
+
+def _absolute(text: str, what: str) -> str:
     if not text.startswith("/") or ".." in text.split("/"):
-        raise ValueError("a folder is an absolute path without '..'")
+        raise ValueError(f"{what} is an absolute path without '..'")
     return os.path.normpath(text)
 
 
@@ -85,6 +91,7 @@ def _cache_folder() -> str:
 
 
 Folder = Annotated[str, BeforeValidator(lambda text: _folder(text) if isinstance(text, str) else text)]
+File = Annotated[str, BeforeValidator(lambda text: _absolute(text, "a file") if isinstance(text, str) else text)]
 Folders = Annotated[tuple[str, ...], BeforeValidator(_folders), PlainSerializer(":".join)]
 Places = Annotated[str, BeforeValidator(lambda text: ":".join(_split(text)) if isinstance(text, str) else text)]
 Limit = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=366 * 86400), PlainSerializer(_in_units)]
@@ -126,7 +133,23 @@ class Settings(BaseModel):
         "unset `both` where there is a device.",
     )
     prefer_wait: Limit = Field(
-        60.0, description="How long a job that prefers hardware waits for a place there before it goes to software."
+        60.0,
+        description="How long a job that prefers hardware waits for a place there before it goes to software, where "
+        "nobody knows how large the job is (TRANSCODER_ORDER).",
+    )
+    order: Literal["effort", "arrival"] = Field(
+        "effort",
+        description="Order of waiting jobs of one priority. `effort`: workers look into what waits for the pixels that "
+        "it will cost; the longest begin first once they would otherwise end last, and software gets what ends sooner "
+        "there. `arrival`: first come, first served, and after TRANSCODER_PREFER_WAIT to software. The same for all "
+        "workers.",
+    )
+    software_slower: float = Field(
+        5.0,
+        ge=1,
+        le=1000,
+        description="How many times as long as hardware software takes for a job, on a place, when `effort` decides "
+        "where it ends sooner.",
     )
     rise: Limit = Field(
         600.0,
@@ -143,6 +166,11 @@ class Settings(BaseModel):
         ge=0,
         description="The same of the container's CPUs together; 0 takes 62,000,000 for each CPU of its quota, which is "
         "one 1080p30.",
+    )
+    capacity_file: File | None = Field(
+        None,
+        description="File with what the device and the CPUs were measured to bear, from `transcoder bench density "
+        "--capacity FILE`; it stands in for those two budgets where they are not set.",
     )
     lease: Limit = Field(
         3.0,
@@ -291,6 +319,20 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         return Settings.model_validate({field: text for field, text in texts.items() if text})
     except ValidationError as refused:
         raise _error(refused) from None
+
+
+def read_capacities(path: str) -> CapacityFile:
+    """What was measured here, from the file that TRANSCODER_CAPACITY_FILE names.
+
+    Raises:
+        SettingsError: it cannot be read, or is no capacity file.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as wrong:
+        why = wrong.strerror if isinstance(wrong, OSError) else "not a text"
+        raise capacity.refused(f"cannot read {path}: {why}") from None
+    return capacity.parse(text, path)
 
 
 def unknown(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:

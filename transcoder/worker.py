@@ -28,6 +28,7 @@ from typing import TypeVar, get_args
 
 from transcoder import bell, log, metrics, placement, queue, retry, settings, slots, spec
 from transcoder.breaker import Rules
+from transcoder.capacity import Budget, Budgets, CapacityFile
 from transcoder.command import Command
 from transcoder.drain import Drain
 from transcoder.errors import (
@@ -65,6 +66,7 @@ from transcoder.mounts import Mounts
 from transcoder.placement import Serves
 from transcoder.policy import Policy
 from transcoder.reaper import Reaper
+from transcoder.scout import Scout
 from transcoder.settings import Settings
 from transcoder.slots import Capacity, Slots
 from transcoder.space import Short, Space
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`transcoder worker`: work until a signal. Gives the exit code.
 
     Raises:
-        SettingsError: a variable is wrong, or the media roots are not set or not there.
+        SettingsError: a variable is wrong, a media root is not set or not there, or the capacity file cannot be used.
         FfmpegMissing: ffmpeg is missing or too old; no job was taken.
         NoRoute: only hardware is to be served, and no device here proved anything.
     """
@@ -140,24 +142,28 @@ def _post(arguments: argparse.Namespace, chosen: Settings) -> Post:
 
 def _work(chosen: Settings, post: Post) -> int:
     policy = chosen.policy()
+    budgets = _budgets(chosen)
     log.configure(chosen.log_format, chosen.log_level, sys.stdout)
     for sentence in settings.unknown():
         log.LOGGER.warning(sentence)
     owner = f"{post.name}-{os.getpid()}-{secrets.token_hex(4)}"
     ledger = Ledger(chosen.broker_url, chosen.retention)
-    heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise)
+    slower = chosen.software_slower if chosen.order == "effort" else None
+    heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise, slower)
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
     media = Mounts(policy.roots, changed=heart.changed)
     media.start()
     station = Station(post, policy, rules, changed=heart.changed, obstacle=media.trouble)
     redis = connect(chosen.broker_url)
-    budget = chosen.software_budget or PER_CPU * cpus()
-    share = Share(Slots(redis), chosen.device_budget, budget, Space(redis))
+    share = Share(Slots(redis), budgets, Space(redis))
     equipped: Future[Equipment] = Future()
     looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
     reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))
     heart.start(station, share)
     reaper.start()
+    scout = Scout(ledger, policy, station.queues)
+    if chosen.order == "effort":
+        scout.start()
     drain = Drain(chosen.grace, heart.held)
     drain.start()
     patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
@@ -173,6 +179,7 @@ def _work(chosen: Settings, post: Post) -> int:
             ending=drain.told,
         )
     finally:
+        scout.stop()
         reaper.stop()
         heart.stop()
     if looked.done():
@@ -180,6 +187,19 @@ def _work(chosen: Settings, post: Post) -> int:
     if equipped.done():
         equipped.result().endpoint_close()
     return code
+
+
+def _budgets(chosen: Settings) -> Budgets:
+    explicit = chosen.model_fields_set
+    return Budgets(
+        device=chosen.device_budget if "device_budget" in explicit else None,
+        software=chosen.software_budget if "software_budget" in explicit else None,
+        device_default=chosen.device_budget,
+        cpu_default=PER_CPU,
+        cpus=cpus(),
+        path=chosen.capacity_file,
+        measured=settings.read_capacities(chosen.capacity_file) if chosen.capacity_file else CapacityFile(),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,8 +247,22 @@ def _look(
     if chosen.metrics_port:
         close = metrics.serve(gathered, chosen.metrics_port, chosen.metrics_host, heart.unwell).close
     equipped.set_result(Equipment(station, share, gathered, close))
+    _say_budget(share, None)
     station.open(machine)
     station.look_closer(machine, chosen.cache_folder)
+    if device := station.told().device:
+        _say_budget(share, device)
+
+
+def _say_budget(share: Share, device: str | None) -> None:
+    budget, name = share.budget(device), device or "cpu"
+    log.write(
+        "budget",
+        f"{name} bears {budget.pixels_per_second:,.0f} pixels/s ({budget.source})",
+        device=name,
+        pixels_per_second=budget.pixels_per_second,
+        source=budget.source,
+    )
 
 
 def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBack], None]:
@@ -243,15 +277,19 @@ def _taken_back(share: Share, equipped: Future[Equipment]) -> Callable[[TakenBac
 class Share:
     """What this worker may take of its device, its CPUs and its disks, which others take of, too."""
 
-    def __init__(self, leases: Slots, device_budget: float, software_budget: float, space: Space) -> None:
+    def __init__(self, leases: Slots, budgets: Budgets, space: Space) -> None:
         self.slots = leases
         self.space = space
-        self._device_budget = device_budget
-        self._cpus = slots.of_cpus(software_budget)
+        self._budgets = budgets
+        self._cpus = slots.of_cpus(budgets.of_cpus().pixels_per_second)
+
+    def budget(self, device: str | None) -> Budget:
+        """What the device, or the CPUs for None, bear, and who says so."""
+        return self._budgets.of_device(device) if device else self._budgets.of_cpus()
 
     def capacity(self, device: str | None) -> Capacity:
         """The device, or the CPUs for None."""
-        return slots.of_device(device, self._device_budget) if device else self._cpus
+        return slots.of_device(device, self.budget(device).pixels_per_second) if device else self._cpus
 
     def usage(self, device: str | None) -> Mapping[str, slots.Usage]:
         """How much of each is taken, by everybody."""
@@ -470,6 +508,7 @@ class Held:
         self._phases: list[tuple[str, float, str]] = []
         self._phase = ""
         self._progress: dict[str, object] | None = None
+        self._effort: int | None = None
 
     def cancelled(self) -> bool:
         """Whether the job was cancelled or taken away. Costs nothing: the heart has asked."""
@@ -586,7 +625,7 @@ class Held:
         evidence = {**wrong.evidence, "source": self._source, "worker": asdict(told), "crashes": deaths}
         return Quarantined(
             f"ffmpeg died {deaths} times on {self.asked.source!r}, in software too: {wrong.what}",
-            "`transcoder status ID --json` has the evidence; `transcoder retry ID` tries it again.",
+            f"`transcoder status {self.job_id} --json` has the evidence; `transcoder retry {self.job_id}` tries again.",
             json.loads(log.without_passwords(json.dumps(evidence, default=str))),
         )
 
@@ -623,6 +662,7 @@ class Held:
             self._eta = None
         if isinstance(event, Planned):
             self._source = asdict(event.source)
+            self._effort = round(event.commands[0].cost * (event.source.duration or 0)) or None
         if isinstance(event, FellBack):
             self._last_fault = event
             self._crashes += event.kind is FaultClass.CRASHED
@@ -639,12 +679,14 @@ class Held:
         """What is to be told, now."""
         with self._lock:
             phases = [(name, monotonic() - began, detail) for name, began, detail in self._phases]
-        return Report(self.job_id, self.fence, phases, self._progress)
+        return Report(self.job_id, self.fence, phases, self._progress, self._effort)
 
     def told(self, report: Report) -> None:
         """The ledger has it: tell it no second time."""
         with self._lock:
             del self._phases[: len(report.phases)]
+        if report.effort is not None:
+            self._effort = None
 
 
 class Heart:
@@ -653,10 +695,17 @@ class Heart:
     hopped: Callable[[str, str], None] = staticmethod(lambda queue, why: None)
     """Called with the queue that a job left for software, and why."""
 
-    def __init__(self, ledger: Ledger, owner: str, prefer_wait: float = 60.0, rise: float = 600.0) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        owner: str,
+        prefer_wait: float = 60.0,
+        rise: float = 600.0,
+        slower: float | None = None,
+    ) -> None:
         self.owner = owner
         self._ledger = ledger
-        self._prefer_wait, self._rise = prefer_wait, rise
+        self._prefer_wait, self._rise, self._slower = prefer_wait, rise, slower
         self._tended = -inf
         self._station: Station | None = None
         self._share: Share | None = None
@@ -763,7 +812,7 @@ class Heart:
             return
         self._tended = monotonic()
         try:
-            hops = self._ledger.tend(self._prefer_wait, self._rise)
+            hops = self._ledger.tend(self._prefer_wait, self._rise, self._slower)
         except BrokerUnavailable:
             return  # the beat has said so
         except Exception:  # it must go on beating

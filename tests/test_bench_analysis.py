@@ -1,0 +1,378 @@
+"""What follows from a benchmark's result. The results are made here: what is true of them is known."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transcoder.bench import analysis
+from transcoder.bench.analysis import Analysis, Contrast, Estimate, Metric, analyse, judge, throughput
+from transcoder.bench.result import (
+    Blast,
+    Cell,
+    Density,
+    Design,
+    Device,
+    DeviceKind,
+    Environment,
+    Level,
+    Result,
+    Run,
+    StackRun,
+    Stamp,
+    Workload,
+)
+from transcoder.bench.statistics import holm
+
+BARE, ONE, TWO = Cell(containers=0, stacks=2), Cell(containers=1, stacks=2), Cell(containers=2, stacks=2)
+WORKER = Cell(containers=1, stacks=2, worker=True)
+WORKLOAD = Workload(
+    accel="software", clip="bunny", width=1280, height=720, frames=250, frame_rate=25,
+    argv=("ffmpeg", "-i", "clip.mp4", "-c:v:0", "libx264", "-f", "null", "-"),
+)  # fmt: skip
+RESAMPLES = 500
+"""Of each interval, where the product takes 10,000: no verdict here is near its edge."""
+
+
+def test_equal_packings_are_called_equivalent_in_one_sentence() -> None:
+    found = analyse(made(30, noise=0.01), RESAMPLES)
+    assert found.headline.startswith("2 stacks, software libx264: two containers against one: ")
+    assert found.headline.count("30 blocks): equivalent within 3 %") == 2
+    assert "; bare against one container: " in found.headline
+    assert not found.troubles
+
+
+def test_a_slower_packing_is_called_different_and_how_much() -> None:
+    found = analyse(made(24, noise=0.01, slower={TWO: 0.9}), RESAMPLES)
+    contrast = of(found, TWO)
+    assert contrast.verdict == "different"
+    assert contrast.ratio is not None
+    assert contrast.ratio.value == pytest.approx(0.9, abs=0.01)
+    assert of(found, TWO, "latency").verdict == "different"
+    assert "different, " in found.headline
+    assert "slower; bare against one container" in found.headline
+
+
+def test_too_much_noise_is_called_inconclusive_with_what_would_settle_it() -> None:
+    found = analyse(made(12, noise=0.1), RESAMPLES)
+    contrast = of(found, TWO)
+    assert contrast.verdict == "inconclusive"
+    assert contrast.more_blocks > 20
+    assert 0.03 < contrast.wider < 0.3
+    wider = math.ceil(contrast.wider * 100)
+    forecast = found.headline.partition(f"inconclusive at 3 %, equivalent at {wider} %; about ")[2].partition(
+        " more blocks"
+    )
+    assert int(forecast[0]) == pytest.approx(contrast.more_blocks, rel=0.05)
+
+
+def test_what_is_off_one_and_inside_the_band_is_equivalent_and_detectable() -> None:
+    contrast = of(analyse(made(40, noise=0.005, slower={TWO: 0.99}), RESAMPLES), TWO)
+    assert (contrast.verdict, contrast.detectable) == ("equivalent", True)
+
+
+@pytest.mark.parametrize(
+    ("ends", "p_equivalent", "p_different", "verdict"),
+    [
+        ((0.99, 1.01, 0.98, 1.02), 0.04, 0.5, "equivalent"),
+        ((0.99, 1.01, 0.98, 1.02), 0.06, 0.5, "inconclusive"),
+        ((0.96, 1.01, 0.95, 1.02), 0.04, 0.5, "inconclusive"),
+        ((0.975, 0.99, 0.973, 0.995), 0.04, 0.01, "equivalent"),
+        ((0.95, 0.97, 0.94, 0.98), 0.5, 0.04, "different"),
+        ((0.95, 0.97, 0.94, 0.98), 0.5, 0.06, "inconclusive"),
+        ((0.95, 0.99, 0.94, 1.001), 0.5, 0.04, "inconclusive"),
+    ],
+)
+def test_a_verdict_takes_both_the_interval_and_the_test(
+    ends: tuple[float, float, float, float], p_equivalent: float, p_different: float, verdict: str
+) -> None:
+    assert judge(Estimate(1, *ends, 24), 0.03, p_equivalent, p_different) == verdict
+
+
+def test_several_questions_raise_the_p_of_each_and_the_reference_against_itself_is_none_of_them() -> None:
+    both = made(12, noise=0.02)
+    alone = [of(analyse(made(12, noise=0.02, cells=(cell,)), RESAMPLES), cell) for cell in (BARE, TWO)]
+    beside = [of(analyse(both, RESAMPLES), cell) for cell in (BARE, TWO)]
+    assert [one.p_different for one in beside] == pytest.approx(holm([one.p_different for one in alone]))
+    assert [one.p_equivalent for one in beside] == pytest.approx(holm([one.p_equivalent for one in alone]))
+    again = next(one for one in analyse(both, RESAMPLES).contrasts if one.again)
+    only = made(12, noise=0.02, cells=())
+    assert again.p_different == analyse(only, RESAMPLES).contrasts[0].p_different
+
+
+def test_the_smallest_margin_is_where_the_verdict_turns() -> None:
+    result = made(12, noise=0.04)
+    contrast = of(analyse(result, RESAMPLES), TWO)
+    for margin, verdict in ((contrast.wider * 1.02, "equivalent"), (contrast.wider * 0.98, "inconclusive")):
+        wider = result.model_copy(update={"design": result.design.model_copy(update={"margin": margin})})
+        assert of(analyse(wider, RESAMPLES), TWO).verdict == verdict
+
+
+def test_the_reference_against_itself_comes_first_and_shows_the_noise() -> None:
+    found = analyse(made(30, noise=0.02), RESAMPLES)
+    assert [one.again for one in found.contrasts] == [True] * 5 + [False] * 10
+    assert {one.metric for one in found.contrasts} == {"fps", "slowest", "cpu", "latency", "pss"}
+    assert found.contrasts[0].spread == pytest.approx(0.02 * math.sqrt(2), rel=0.5)
+
+
+def test_two_blocks_have_no_interval() -> None:
+    found = analyse(made(2, noise=0.01), RESAMPLES)
+    contrast = of(found, TWO)
+    assert (contrast.ratio, contrast.verdict, contrast.more_blocks) == (None, "inconclusive", 6)
+    assert "too few blocks; about 6 more would settle it" in found.headline
+
+
+def test_no_block_at_all_is_said_and_breaks_nothing() -> None:
+    found = analyse(made(0, partial=True), RESAMPLES)
+    assert found.headline == "software libx264: no block was finished, so nothing can be said."
+    assert not found.rows
+    assert not found.contrasts
+    assert found.troubles == ("It was ended before its time: what follows is from the blocks that were finished.",)
+
+
+def test_the_worker_is_held_against_bare_ffmpeg_where_that_was_measured() -> None:
+    found = analyse(made(8, noise=0.01, cells=(BARE, TWO, WORKER)), RESAMPLES)
+    assert of(found, WORKER).reference == BARE
+    assert of(analyse(made(8, noise=0.01, cells=(TWO, WORKER)), RESAMPLES), WORKER).reference == ONE
+    assert analysis.verdicts(found, made(0))["worker 1 × 2"].startswith("the worker's whole path against bare: ")
+
+
+def test_the_worker_and_what_it_is_held_against_are_judged_by_their_whole_time() -> None:
+    """A job has no window: against bare ffmpeg's, which leaves out how it starts, a worker would seem slow."""
+    late = changed(made(8, noise=0.001, cells=(BARE, TWO, WORKER)), lambda one: one.model_copy(update={"started": -5}))
+    runs = tuple(changed(late, _unseen).runs[at] if run.cell.worker else run for at, run in enumerate(late.runs))
+    ratio = of(analyse(late.model_copy(update={"runs": runs}), RESAMPLES), WORKER).ratio
+    assert ratio is not None
+    assert ratio.value == pytest.approx(1, abs=0.02)
+
+
+def _unseen(stack: StackRun) -> StackRun:
+    return stack.model_copy(update={"stamps": ()})
+
+
+def test_what_was_not_measured_has_no_contrast() -> None:
+    found = analyse(changed(made(8), lambda stack: stack.model_copy(update={"pss": 0})), RESAMPLES)
+    assert "pss" not in {one.metric for one in found.contrasts}
+
+
+def test_the_same_result_is_analysed_the_same_each_time() -> None:
+    assert analyse(made(10, noise=0.05), RESAMPLES) == analyse(made(10, noise=0.05), RESAMPLES)
+
+
+@given(
+    starts=st.lists(st.floats(0, 1), min_size=2, max_size=4), rates=st.lists(st.floats(20, 80), min_size=4, max_size=4)
+)
+def test_throughput_is_of_the_window_in_which_all_work(starts: list[float], rates: list[float]) -> None:
+    """What a stack does alone, before the others or after them, is not counted."""
+    stacks = [steady(start, rate, 400) for start, rate in zip(starts, rates, strict=False)]
+    found, common = throughput(Run(block=0, place=0, cell=Cell(containers=1, stacks=len(stacks)), stacks=tuple(stacks)))
+    assert common
+    assert found == pytest.approx(rates[: len(stacks)], rel=1e-6)
+
+
+def test_a_stack_that_speeds_up_when_alone_is_not_credited_for_it() -> None:
+    slow = steady(0, 50, 500)
+    hasty = StackRun(container=0, started=0, ended=14, frames=750, stamps=(
+        Stamp(at=0, frames=0), Stamp(at=10, frames=250), Stamp(at=14, frames=750)))  # fmt: skip
+    assert throughput(Run(block=0, place=0, cell=ONE, stacks=(slow, hasty)))[0] == pytest.approx((50, 25))
+
+
+def test_without_a_window_whole_runs_are_taken_and_that_is_said() -> None:
+    result = changed(made(4), lambda stack: stack.model_copy(update={"stamps": ()}))
+    stacks, common = throughput(result.runs[0])
+    assert not common
+    assert stacks[0] == pytest.approx(250 / (result.runs[0].stacks[0].ended - 0.1))
+    assert said(analyse(result, RESAMPLES), "16 runs had no window in which all stacks worked")
+
+
+def test_a_row_has_what_people_compare() -> None:
+    result = made(9, noise=0.02).model_copy(update={"blast": (Blast(cell=ONE, lost=2, finished=0),)})
+    row = next(row for row in analyse(result, RESAMPLES).rows if row.cell == ONE)
+    assert row.runs == 18, "both of each block"
+    assert row.fps[0] <= row.fps[1] <= row.fps[2]
+    assert row.fps[1] == pytest.approx(100, rel=0.05)
+    assert row.speed == pytest.approx(2, rel=0.05)
+    assert row.fairness == pytest.approx(1)
+    assert row.latency95 >= row.latency50 == pytest.approx(5, rel=0.05)
+    assert row.cpu == pytest.approx(1000 * 5 / 250, rel=0.05)
+    assert (row.pss, row.start, row.lost, row.engine_busy) == (2 * 50_000_000, 0.4, 2, None)
+
+
+def test_the_busiest_engine_counts() -> None:
+    result = changed(made(3), lambda stack: stack.model_copy(update={"engines": {"video": 2.0, "render": 0.5}}))
+    assert analyse(result, RESAMPLES).rows[0].engine_busy == pytest.approx(0.8, rel=0.1)
+
+
+def test_warming_up_counts_for_the_start_alone() -> None:
+    result = made(3)
+    warm = result.runs[0].model_copy(update={"warmup": True, "start": 9.0, "cell": BARE})
+    found = analyse(result.model_copy(update={"runs": (warm, *result.runs)}), RESAMPLES)
+    assert next(row.runs for row in found.rows if row.cell == BARE) == 3
+
+
+def test_a_run_with_trouble_is_left_out_and_named() -> None:
+    result = made(4)
+    place = next(place for place, run in enumerate(result.runs) if run.cell == TWO)
+    bad = result.runs[place].stacks[0].model_copy(update={"trouble": "ffmpeg was killed"})
+    broken = result.runs[place].model_copy(update={"stacks": (bad, *result.runs[place].stacks[1:])})
+    found = analyse(
+        result.model_copy(update={"runs": (*result.runs[:place], broken, *result.runs[place + 1 :])}), RESAMPLES
+    )
+    assert said(found, "2 × 1, block 0: ffmpeg was killed")
+    ratio = of(found, TWO).ratio
+    assert ratio is not None
+    assert ratio.blocks == 3
+
+
+def test_outputs_that_differ_are_named_in_software_alone() -> None:
+    result = made(3)
+    runs = tuple(
+        run.model_copy(
+            update={"stacks": tuple(stack.model_copy(update={"digest": run.cell.name}) for stack in run.stacks)}
+        )
+        for run in result.runs
+    )
+    result = result.model_copy(update={"runs": runs})
+    assert said(
+        analyse(result, RESAMPLES), "The outputs differ, so not all cells did the same work: 1 × 2 | 2 × 1 | bare 2"
+    )
+    hardware = result.model_copy(update={"workload": WORKLOAD.model_copy(update={"accel": "vaapi"})})
+    assert not said(analyse(hardware, RESAMPLES), "The outputs differ")
+
+
+def test_frames_that_are_missing_are_named() -> None:
+    result = changed(made(3), lambda stack: stack.model_copy(update={"frames": 249}))
+    assert said(analyse(result, RESAMPLES), "1 × 2: 249 frames were encoded, not 250")
+
+
+def test_a_ratio_that_drifts_is_named() -> None:
+    assert said(
+        analyse(made(20, noise=0.01, drifting=0.1), RESAMPLES), "2 × 1, frames per second: the ratio drifted by +"
+    )
+    assert not said(analyse(made(20, noise=0.01), RESAMPLES), "drifted")
+
+
+def test_a_reference_that_differs_from_itself_is_named() -> None:
+    result = made(20, noise=0.01)
+    runs = tuple(
+        run.model_copy(update={"stacks": tuple(stack.model_copy(update={"pss": 60_000_000}) for stack in run.stacks)})
+        if run.again
+        else run
+        for run in result.runs
+    )
+    found = analyse(result.model_copy(update={"runs": runs}), RESAMPLES)
+    assert said(found, "1 × 2 against itself, memory: called different")
+
+
+def test_a_few_blocks_that_pull_the_mean_are_named() -> None:
+    result = made(30, noise=0.002)
+    for block in (3, 9, 15):
+        result = result.model_copy(update={"runs": tuple(
+            run_of(run.block, run.place, TWO, 0.4) if run.cell == TWO and run.block == block else run
+            for run in result.runs)})  # fmt: skip
+    assert said(analyse(result, RESAMPLES), "2 × 1, frames per second: a few blocks pull the mean")
+
+
+def test_a_simulated_device_is_named_in_the_headline_and_may_not_be_held_up_by_cpus() -> None:
+    result = made(4, device="simulated")
+    found = analyse(result, RESAMPLES)
+    assert found.headline.startswith("2 stacks, libx264 on simulated card: ")
+    assert found.headline.endswith("this proves the packing and the statistics, not a driver.")
+    assert not said(found, "The CPUs were")
+    busy = tuple(run.model_copy(update={"cpu_busy": 0.7}) for run in result.runs)
+    assert said(
+        analyse(result.model_copy(update={"runs": busy}), RESAMPLES), "The CPUs were 70% busy beside a simulated"
+    )
+
+
+def test_a_quota_and_a_short_budget_are_named() -> None:
+    result = made(4)
+    runs = tuple(run.model_copy(update={"throttled": 0.2}) for run in result.runs)
+    design = result.design.model_copy(update={"blocks": 4, "wanted": 100})
+    found = analyse(result.model_copy(update={"runs": runs, "design": design}), RESAMPLES)
+    assert said(found, "A quota on CPUs held containers back in 16 runs")
+    assert said(found, "The time allowed 4 of the 100 blocks that ± 3 % asks for")
+
+
+def test_the_spread_that_fixes_the_number_of_blocks_is_the_largest() -> None:
+    result = made(40, noise=0.02)
+    spreads = [one.spread for one in analyse(result, RESAMPLES).contrasts if one.metric == "fps"]
+    assert analysis.deviation(result) == pytest.approx(max(spreads))
+    assert analysis.deviation(made(0)) == 0
+
+
+def test_a_density_is_told_for_each_packing() -> None:
+    level = Level(cell=ONE, streams=6, slowest=1.05, runs=3)
+    six = Density(cell=Cell(containers=1, stacks=6), streams=6, intel=6, livepeer=4, confirmed=True, levels=(level,),
+                  pixel_rate=1e8)  # fmt: skip
+    apart = replace_density(six, containers=6, confirmed=False)
+    result = made(0).model_copy(update={"kind": "density", "density": (apart, six)})
+    found = analyse(result, RESAMPLES)
+    assert found.headline == (
+        "software libx264: streams of 1280x720 at 25 fps that stay real time: "
+        "6 in one container (confirmed at 6 and 7), 6 in six containers (not confirmed)."
+    )
+    assert said(found, "6 × 1: its number of streams could not be confirmed")
+    capped = six.model_copy(update={"capped": True})
+    assert "at least 6 in one container" in analyse(result.model_copy(update={"density": (capped,)})).headline
+
+
+def replace_density(density: Density, containers: int, confirmed: bool) -> Density:
+    cell = Cell(containers=containers, stacks=density.streams)
+    return density.model_copy(update={"cell": cell, "confirmed": confirmed})
+
+
+def steady(start: float, rate: float, frames: int) -> StackRun:
+    """A stack that encodes as fast all the time, and says so once in 50 frames."""
+    stamps = tuple(Stamp(at=start + done / rate, frames=done) for done in range(0, frames + 1, 50))
+    return StackRun(
+        container=0, started=start, ended=start + frames / rate, frames=frames, stamps=stamps,
+        cpu_user=frames / rate, pss=50_000_000, digest="same",
+    )  # fmt: skip
+
+
+def run_of(block: int, place: int, cell: Cell, speed: float, again: bool = False) -> Run:
+    stacks = tuple(steady(0.1, 50 * speed, WORKLOAD.frames) for _ in range(cell.stacks))
+    return Run(block=block, place=place, cell=cell, again=again, stacks=stacks, start=0.4)
+
+
+def made(
+    blocks: int,
+    *,
+    noise: float = 0.01,
+    cells: tuple[Cell, ...] = (BARE, TWO),
+    slower: dict[Cell, float] | None = None,
+    drifting: float = 0.0,
+    device: DeviceKind = "software",
+    partial: bool = False,
+) -> Result:
+    """Two stacks, each 50 fps but for a noise of each run and a factor of its cell; blocks have their own weather."""
+    runs = []
+    for block in range(blocks):
+        weather = random.Random(f"block {block}").lognormvariate(0, 0.1)
+        for place, (cell, again) in enumerate([(ONE, False), (ONE, True), *((cell, False) for cell in cells)]):
+            luck = random.Random(f"{block} {cell} {again}").lognormvariate(0, noise)
+            factor = (slower or {}).get(cell, 1.0) * (1 + drifting * block / blocks if cell == TWO else 1)
+            runs.append(run_of(block, place, cell, weather * luck * factor, again))
+    accel = "software" if device == "software" else "vaapi"
+    return Result(
+        kind="topology", made="2026-11-25T08:00:00Z", partial=partial, environment=Environment(),
+        device=Device(kind=device, name="card"), workload=WORKLOAD.model_copy(update={"accel": accel}),
+        design=Design(profile="quick", engine="docker", seed=1, cells=(ONE, *cells), reference=ONE), runs=tuple(runs),
+    )  # fmt: skip
+
+
+def changed(result: Result, how: Callable[[StackRun], StackRun]) -> Result:
+    runs = tuple(run.model_copy(update={"stacks": tuple(map(how, run.stacks))}) for run in result.runs)
+    return result.model_copy(update={"runs": runs})
+
+
+def of(found: Analysis, cell: Cell, metric: Metric = "fps") -> Contrast:
+    return next(one for one in found.contrasts if (one.cell, one.metric, one.again) == (cell, metric, False))
+
+
+def said(found: Analysis, words: str) -> bool:
+    return any(words in trouble for trouble in found.troubles)

@@ -1,0 +1,588 @@
+"""Reports of results: what they say first, that they obey nothing they print, what they refuse, what they replace."""
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from transcoder.__main__ import main
+from transcoder.bench import files
+from transcoder.bench.analysis import Analysis, Contrast, Estimate, Metric, Row
+from transcoder.bench.compare import Side, compare, ratio_of, shifts, verdict_on
+from transcoder.bench.document import Bullets, Code, Document, Heading, Paragraph, Table, html, markdown
+from transcoder.bench.plots import MARK, printable
+from transcoder.bench.report import command_line, packing, report
+from transcoder.bench.result import (
+    Cell,
+    Density,
+    Design,
+    Device,
+    DeviceKind,
+    Environment,
+    Level,
+    Result,
+    Run,
+    StackRun,
+    Stamp,
+    Workload,
+)
+from transcoder.errors import ResultUnusable, TargetExists, TargetUnwritable
+
+GOLDEN = Path(__file__).parent / "golden"
+BARE, ONE, EACH = Cell(containers=0, stacks=2), Cell(containers=1, stacks=2), Cell(containers=2, stacks=2)
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</style></title><img src=x onerror=alert(1)>",
+    "[click](http://evil.example) ![x](http://evil.example/p.png) <http://a.example> https://a.example www.a.example",
+    "| a | b |\n| --- | --- |\n# heading\n- [x] item\n```\ncode",
+    "`code` **bold** _em_ ~~gone~~ $math$ @someone &amp; &lt;b&gt; \\",
+    "\x00\x1b[31mred\u202egnp.exe\ud800\u2028",
+    "--> <!-- ]]> '\" -->",
+)
+
+
+def made(kind: Any = "topology", *, device: DeviceKind = "software", word: str = "small", **changes: Any) -> Result:
+    """A small result; `word` stands wherever a result has words."""
+    stack = StackRun(container=0, started=0.0, ended=2.0, frames=250, engines={word: 1.0})
+    runs = [
+        Run(block=n, place=0, cell=cell, stacks=(stack,), cpu_busy=0.4) for n in range(4) for cell in (BARE, ONE, EACH)
+    ]
+    levels = tuple(
+        Level(cell=Cell(containers=1, stacks=n), streams=n, slowest=8.2 / n, runs=3) for n in (1, 2, 4, 8, 9)
+    )
+    density = Density(
+        cell=Cell(containers=1, stacks=8),
+        streams=8,
+        intel=8,
+        livepeer=6,
+        confirmed=True,
+        levels=levels,
+        pixel_rate=1.5e8,
+    )
+    found = Result(
+        kind=kind,
+        made="2026-01-02T03:04:05Z",
+        environment=Environment(host=word, cpu=word, cpus=2, engine=word, kernel=word),
+        device=Device(kind=device, name=word),
+        design=Design(profile="quick", engine="docker", seed=7, cells=(BARE, ONE, EACH), reference=ONE, blocks=4),
+        workload=Workload(
+            accel="software", clip=word, width=1280, height=720, frames=250, frame_rate=25, argv=("ffmpeg", word)
+        ),
+        runs=tuple(runs),
+        density=(density,) if kind == "density" else (),
+        notes=(word,),
+    )
+    return found.model_copy(update=changes)
+
+
+def concluded(headline: str = "Two containers against one: 0.998: equivalent within 3 %.", **ratios: float) -> Analysis:
+    """What follows, made by hand: a contrast of each metric, at 1 unless said."""
+    contrasts = [
+        contrast(cell, metric, ratios.get(metric, 1.0) if not again else 1.001, again=again)
+        for again in (True, False)
+        for metric in get_args(Metric)
+        for cell in ((ONE,) if again else (BARE, EACH))
+    ]
+    rows = tuple(
+        Row(cell, 4, (123.4, 125.6, 127.8), 2.513, 0.98765, 2.0, 2.2, 13.37, 123_456_789.0, 0.2718, None, 1)
+        for cell in (BARE, ONE, EACH)
+    )
+    return Analysis(headline, rows, tuple(contrasts), ("outputs differ in block 3",))
+
+
+def contrast(cell: Cell, metric: Metric, value: float, *, again: bool = False) -> Contrast:
+    ratio = Estimate(value, value * 0.989, value * 1.009, value * 0.986, value * 1.012, 4)
+    verdict = verdict_on(ratio, 0.03)
+    return Contrast(cell, ONE, metric, ratio, verdict, 0.01, 0.5, False, 0, 0.02, again, 0.004, 0.02)
+
+
+def test_the_verdict_is_the_first_line_and_doubts_come_before_anything_else() -> None:
+    document = report(made(), concluded())
+    lines = markdown(document).splitlines()
+    assert lines[0] == "# Two containers against one: 0.998: equivalent within 3 %."
+    assert lines[2:5] == ["- **outputs differ in block 3**", "- **small**", ""]
+    page = html(document)
+    assert page.index("<h1>Two containers") < page.index('<ul class="loud">') < page.index("<h2>")
+
+
+@pytest.mark.parametrize("kind", ["topology", "density"])
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("real", "Device: real (small)."),
+        ("simulated", "Device: simulated (small): it proves the packing logic and the statistics, not the driver."),
+        ("software", "Device: none, software encoders (small)."),
+    ],
+)
+def test_every_table_and_plot_says_what_the_device_was(kind: str, device: DeviceKind, words: str) -> None:
+    document = report(made(kind, device=device), concluded())
+    captions = [block.caption for block in document.blocks if isinstance(block, Table)]
+    captions += [figure.caption for figure in document.figures]
+    assert len(captions) >= 6
+    assert all(words in caption for caption in captions)
+
+
+def test_a_simulated_device_is_a_doubt_of_its_own() -> None:
+    loud = [block for block in report(made(device="simulated"), concluded()).blocks if isinstance(block, Bullets)]
+    assert loud[0].loud
+    assert "not the driver" in loud[0].items[0]
+
+
+def test_a_report_reads_as_before() -> None:
+    told = markdown(report(made(), concluded(fps=0.9)), {"forest-fps": "small-forest-fps.svg"})
+    golden = GOLDEN / "bench-report.md"
+    if os.environ.get("GOLDEN") == "write":
+        golden.write_text(told)
+    assert golden.read_text() == told
+
+
+def test_numbers_in_tables_have_three_digits_at_most() -> None:
+    for block in report(made(), concluded(fps=0.912345)).blocks:
+        if isinstance(block, Table) and block.columns != ("what", "value"):
+            for number in re.findall(r"\d[\d.,]*", " ".join(cell for row in block.rows for cell in row[block.words :])):
+                assert len(re.sub(r"\D", "", number).lstrip("0").rstrip("0")) <= 3, number
+
+
+def test_what_is_different_says_in_which_direction() -> None:
+    told = markdown(report(made(), concluded(fps=0.9, cpu=1.2)))
+    assert "| bare 2 | 1 × 2 | different: slower | 0.900 | −11 % … −9.2 % |" in told
+    assert "different: more CPU" in told
+
+
+def test_tails_are_drawn_with_their_own_margin() -> None:
+    tables = [block for block in report(made(), concluded()).blocks if isinstance(block, Table)]
+    assert [re.findall(r"within ± (\S+) %", table.caption) for table in tables if "p95" in table.caption] == [["5"]]
+
+
+def test_fewer_than_three_blocks_are_said_in_words() -> None:
+    found = concluded()
+    few = replace(
+        found, contrasts=tuple(replace(one, ratio=None, wider=math.inf, more_blocks=6) for one in found.contrasts)
+    )
+    document = report(made(), few)
+    assert "fewer than 3 blocks" in markdown(document)
+    assert not [figure for figure in document.figures if figure.name.startswith("forest")]
+
+
+def test_a_density_result_has_the_curve_and_the_three_rules() -> None:
+    document = report(made("density"), concluded())
+    [table] = [block for block in document.blocks if isinstance(block, Table) and "three rules" in block.caption]
+    assert table.rows == (("all in one container", "8", "8", "6", "yes", "150"),)
+    assert "saturation" in {figure.name for figure in document.figures}
+
+
+def test_a_search_that_ended_early_gives_a_lower_bound() -> None:
+    found = made("density")
+    capped = found.model_copy(update={"density": (found.density[0].model_copy(update={"capped": True}),)})
+    assert "| ≥ 8 |" in markdown(report(capped, concluded()))
+
+
+def test_the_command_asks_the_same_again() -> None:
+    assert command_line(made()) == (
+        "transcoder bench topology --profile quick --seed 7 --stacks 2 --height 720 --accel software --engine docker"
+    )
+    assert command_line(made("density")) == (
+        "transcoder bench density --codec h264 --height 720 --accel software --engine docker"
+    )
+
+
+def test_packings_are_named_however_many_stacks_there_are() -> None:
+    told = [packing(Cell(containers=c, stacks=4, worker=w)) for c, w in ((0, False), (1, True), (2, False), (4, False))]
+    assert told == ["bare", "worker, all in one container", "2 containers", "one container each"]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+@pytest.mark.parametrize("kind", ["topology", "density"])
+def test_a_page_obeys_nothing_that_it_prints(kind: str, word: str) -> None:
+    document = report(made(kind, word=word), concluded(word))
+    checked(html(document))
+    assert tags(html(document)) == tags(html(report(made(kind), concluded("small"))))
+    shape = [token.type for token in tokens(markdown(document))]
+    assert shape == [token.type for token in tokens(markdown(report(made(kind), concluded("small"))))]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_comparison_obeys_nothing_that_it_prints(word: str) -> None:
+    sides = [Side(f"{word}{n}", made(word=word, made=f"{word}{n}"), concluded(word)) for n in range(2)]
+    checked(html(compare(*sides)))
+    shown = [
+        token
+        for token in inline(markdown(compare(*sides)))
+        if token.type not in ("text", "strong_open", "strong_close")
+    ]
+    assert {token.type for token in shown} <= {"text_special", "html_inline"} - {"html_inline"}
+
+
+TEXTS = st.text(max_size=30) | st.sampled_from(HOSTILE)
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_any_words_in_markdown_are_shown_as_they_are(word: str) -> None:
+    told = f"a{word}z"
+    blocks = (
+        Heading(told),
+        Paragraph(told),
+        Bullets((told,)),
+        Table(told, (told, "b"), ((told, "c"),)),
+        Paragraph("end"),
+    )
+    shown = [
+        "".join(child.content for child in token.children or ())
+        for token in tokens(markdown(Document("verdict", blocks)))
+        if token.type == "inline"
+    ]
+    line = printable(told).replace("\u2028", " ").replace("\u2029", " ")
+    assert shown == ["verdict", *[line] * 5, "b", line, "c", "end"]
+
+
+@pytest.mark.parametrize(
+    "start", ["# ", "- ", "+ ", "1. ", "2) ", "> ", "=", "[ ] ", "[a]: b", "    ", "|", "```", "~~~"]
+)
+def test_what_begins_a_block_begins_none(start: str) -> None:
+    found = tokens(markdown(Document("verdict", (Paragraph(f"{start}word"),))))
+    assert [token.type for token in found][3:6] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(child.content for child in found[4].children or ()) == f"{start}word".strip()
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_a_command_stays_within_its_fences(word: str) -> None:
+    found = tokens(markdown(Document("verdict", (Code(f"a{word}z"), Paragraph("end")))))
+    assert [token.content for token in found if token.type == "fence"] == [f"a{printable(word)}z\n"]
+
+
+FLOATS = st.floats(0, 1e15)
+WHOLE = st.integers(0, 10**15)
+CELLS = st.builds(Cell, containers=st.integers(0, 8), stacks=st.integers(1, 64), worker=st.booleans())
+STACKS = st.builds(
+    StackRun, container=WHOLE, started=FLOATS, ended=FLOATS, frames=WHOLE, cpu_user=FLOATS, cpu_system=FLOATS,
+    switches=WHOLE, pss=WHOLE, engines=st.dictionaries(TEXTS, FLOATS, max_size=2), digest=TEXTS, trouble=TEXTS,
+    stamps=st.lists(st.builds(Stamp, at=FLOATS, frames=WHOLE), max_size=2).map(tuple),
+)  # fmt: skip
+RUNS = st.builds(
+    Run, block=st.integers(0, 3), place=WHOLE, cell=CELLS, again=st.booleans(), warmup=st.booleans(),
+    stacks=st.lists(STACKS, min_size=1, max_size=2).map(tuple), start=FLOATS, cpu_busy=FLOATS,
+)  # fmt: skip
+LEVELS = st.builds(Level, cell=CELLS, streams=WHOLE, slowest=FLOATS, runs=WHOLE)
+DENSITIES = st.builds(
+    Density, cell=CELLS, streams=WHOLE, intel=WHOLE, livepeer=WHOLE, confirmed=st.booleans(), capped=st.booleans(),
+    levels=st.lists(LEVELS, max_size=4).map(tuple), pixel_rate=FLOATS,
+)  # fmt: skip
+RESULTS = st.builds(
+    Result,
+    kind=st.sampled_from(["topology", "density"]),
+    made=TEXTS,
+    partial=st.booleans(),
+    environment=st.builds(Environment, host=TEXTS, cpu=TEXTS, cpus=WHOLE, memory=WHOLE, image=TEXTS, driver=TEXTS),
+    device=st.builds(Device, kind=st.sampled_from(get_args(DeviceKind)), name=TEXTS, address=TEXTS),
+    design=st.builds(
+        Design, profile=st.just("full"), engine=st.just("podman"), seed=WHOLE, reference=CELLS, blocks=WHOLE,
+        cells=st.lists(CELLS, max_size=3).map(tuple), margin=st.floats(0.001, 0.5),
+    ),
+    workload=st.builds(
+        Workload, accel=st.just("qsv"), clip=TEXTS, codec=TEXTS, width=WHOLE, height=WHOLE, frames=WHOLE,
+        frame_rate=st.floats(0.1, 1000), argv=st.lists(TEXTS, max_size=3).map(tuple),
+    ),
+    runs=st.lists(RUNS, max_size=5).map(tuple),
+    density=st.lists(DENSITIES, max_size=3).map(tuple),
+    notes=st.lists(TEXTS, max_size=2).map(tuple),
+)  # fmt: skip
+ANY = FLOATS | st.sampled_from([math.nan, math.inf])
+ESTIMATES = st.builds(Estimate, ANY, ANY, ANY, ANY, ANY, WHOLE)
+CONTRASTS = st.builds(
+    Contrast, CELLS, CELLS, st.sampled_from(get_args(Metric)), st.none() | ESTIMATES,
+    st.sampled_from(["equivalent", "different", "inconclusive"]), ANY, ANY, st.booleans(), WHOLE, ANY, st.booleans(),
+    ANY, ANY,
+)  # fmt: skip
+ROWS = st.builds(
+    Row, CELLS, WHOLE, st.tuples(ANY, ANY, ANY), ANY, ANY, ANY, ANY, ANY, ANY, ANY, st.none() | ANY, st.none() | WHOLE
+)
+ANALYSES = st.builds(
+    Analysis, TEXTS, st.lists(ROWS, max_size=4).map(tuple), st.lists(CONTRASTS, max_size=4).map(tuple),
+    st.lists(TEXTS, max_size=2).map(tuple),
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=15, phases=(Phase.explicit, Phase.generate))
+@given(RESULTS, ANALYSES)
+def test_any_result_becomes_a_page_that_is_well_formed(result: Result, analysis: Analysis) -> None:
+    document = report(result, analysis)
+    checked(html(document))
+    assert not {token.type for token in inline(markdown(document))} & {"link_open", "image", "html_inline"}
+
+
+@settings(deadline=None, max_examples=15, phases=(Phase.explicit, Phase.generate))
+@given(RESULTS)
+def test_any_result_that_is_read_can_be_analysed_or_is_refused(result: Result) -> None:
+    try:
+        read, analysis = files.analysed("any.json", result)
+    except ResultUnusable:
+        return
+    checked(html(report(read, analysis)))
+
+
+class Page(HTMLParser):
+    """The tags of a page, checked as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "img", "a", "object", "embed", "form", "base")
+        for name, value in attrs:
+            assert name not in ("src", "href", "style", "srcset", "action")
+            assert not name.startswith("on")
+            assert "url(" not in (value or "") or (value or "").startswith("url(#")
+        self.seen.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(page: str) -> Page:
+    """Well-formed, and it loads and runs nothing."""
+    found = Page()
+    found.feed(page)
+    found.close()
+    assert found.open == []
+    assert not re.search(r"@import|url\((?!#)", page.partition("</style>")[0])
+    page.encode()
+    return found
+
+
+def tags(page: str) -> list[str]:
+    return checked(page).seen
+
+
+def tokens(text: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+
+
+def inline(text: str) -> list[Token]:
+    return [child for token in tokens(text) for child in token.children or ()]
+
+
+def test_equal_results_compare_as_equal() -> None:
+    a = Side("a.json", made(), concluded())
+    document = compare(a, replace(a, name="b.json"))
+    assert (
+        document.verdict
+        == "b.json against a.json, 2 ratios of frames per second: 2 agree within ± 3 %, 0 differ, 0 inconclusive."
+    )
+
+
+def test_a_packing_that_lost_in_one_of_two_runs_is_found() -> None:
+    a, b = Side("a.json", made(), concluded()), Side("b.json", made(), concluded(fps=0.9))
+    assert "0 agree within ± 3 %, 2 differ" in compare(a, b).verdict
+    [bare, _] = [shift for shift in shifts(a.analysis, b.analysis, 0.03) if shift.metric == "fps"]
+    assert bare.cell == BARE
+    assert bare.ratio.value == pytest.approx(0.9)
+
+
+def test_the_interval_of_a_ratio_of_ratios_is_wider_than_either() -> None:
+    # symmetric on the logarithm: the half-widths add as squares do
+    one = Estimate(1.0, math.exp(-0.03), math.exp(0.03), math.exp(-0.06), math.exp(0.06), 9)
+    two = Estimate(1.1, 1.1 * math.exp(-0.04), 1.1 * math.exp(0.04), 1.1 * math.exp(-0.08), 1.1 * math.exp(0.08), 12)
+    found = ratio_of(one, two)
+    assert found.value == pytest.approx(1.1)
+    assert found.blocks == 9
+    assert [math.log(end / 1.1) for end in (found.low90, found.high90)] == pytest.approx([-0.05, 0.05])
+    assert [math.log(end / 1.1) for end in (found.low95, found.high95)] == pytest.approx([-0.1, 0.1])
+
+
+def test_a_lopsided_interval_stays_lopsided() -> None:
+    one = Estimate(1.0, math.exp(-0.01), math.exp(0.05), math.exp(-0.02), math.exp(0.06), 9)
+    sure = Estimate(1.0, 1.0, 1.0, 1.0, 1.0, 9)
+    assert (ratio_of(one, sure).low90, ratio_of(one, sure).high90) == pytest.approx((math.exp(-0.05), math.exp(0.01)))
+    assert (ratio_of(sure, one).low90, ratio_of(sure, one).high90) == pytest.approx((math.exp(-0.01), math.exp(0.05)))
+
+
+def test_a_comparison_warns_of_absolute_figures_and_says_what_differs() -> None:
+    other = made(device="simulated", environment=Environment(cpu="another", cpus=64))
+    told = markdown(compare(Side("a", made(), concluded()), Side("b", other, concluded())))
+    assert told.count("cannot be compared absolutely") == 2
+    assert "different kinds: software and simulated" in told
+    assert "| CPU | small | another |" in told
+    assert "| 1 × 2 | 126 [123–128] | 126 [123–128] |" in told
+
+
+def test_densities_compare_by_their_streams() -> None:
+    side = Side("a", made("density"), concluded())
+    assert (
+        compare(side, replace(side, name="b")).verdict
+        == "Streams in real time in a and b: all in one container: 8 and 8."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"clip": "another"}, "the clip differs: small in a.json, another in b.json"),
+        ({"codec": "hevc"}, "the codec differs: h264 in a.json, hevc in b.json"),
+        ({"accel": "vaapi"}, "the acceleration differs: software in a.json, vaapi in b.json"),
+    ],
+)
+def test_other_work_is_not_compared(changes: dict[str, str], reason: str) -> None:
+    other = made(workload=made().workload.model_copy(update=changes))
+    with pytest.raises(ResultUnusable, match=re.escape(reason)):
+        compare(Side("a.json", made(), concluded()), Side("b.json", other, concluded()))
+
+
+def test_topology_and_density_are_not_compared() -> None:
+    with pytest.raises(ResultUnusable, match="is a topology result and b a density result"):
+        compare(Side("a", made(), concluded()), Side("b", made("density"), concluded()))
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(made("density").model_dump_json())
+    assert files.read(str(path)) == made("density")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "no JSON"),
+        ("[1]", "no result of a benchmark"),
+        ("{}", "no result of a benchmark"),
+        ('{"schema_version": 2}', "has schema version 2, and this transcoder reads version 1"),
+        ('{"schema_version": 1}', "no whole result: kind: Field required"),
+        ('{"schema_version": 1, "a": NaN}', "NaN is no number"),
+        ('{"schema_version": 1, "a": 1e400}', "no benchmark sees 1e400"),
+        (f'{{"schema_version": 1, "a": {"9" * 5000}}}', "no benchmark sees 9999"),
+        ("[" * 100_000, "no JSON"),
+        (b"\xff\xfe", "not text in UTF-8"),
+    ],
+)
+def test_what_is_no_result_is_refused_with_the_reason(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ResultUnusable, match=re.escape(reason)):
+        files.read(str(path))
+
+
+def test_a_folder_a_pipe_a_huge_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(files.LARGEST + 1)
+    for name, reason in (
+        ("", "directory|regular"),
+        ("pipe", "regular"),
+        ("huge", "larger than 64 MiB"),
+        ("none", "No such"),
+    ):
+        with pytest.raises(ResultUnusable, match=reason):
+            files.read(str(tmp_path / name))
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    document = report(made(), concluded())
+    for text in (html(document), markdown(document), html(document)):
+        files.write(str(path), text)
+        assert path.read_text() == text
+    path.write_text("my notes")
+    with pytest.raises(TargetExists):
+        files.write(str(path), html(document))
+    assert path.read_text() == "my notes"
+    files.write(str(path), html(document), overwrite=True)
+    assert MARK in path.read_text()
+    assert [found.name for found in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_link_and_a_device_are_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("elsewhere")
+    for path in (tmp_path / "link", Path("/dev/null"), tmp_path):
+        with pytest.raises(TargetExists):
+            files.write(str(path), "text", overwrite=True)
+    with pytest.raises(TargetUnwritable):
+        files.write(str(tmp_path / "none" / "page.html"), "text")
+    assert [found.name for found in tmp_path.iterdir()] == ["link"]
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a verb of `transcoder bench` in a folder with two results."""
+    monkeypatch.chdir(tmp_path)
+    for name, result in (("a.json", made()), ("b.json", made(made="later")), ("density.json", made("density"))):
+        (tmp_path / name).write_text(result.model_dump_json())
+
+    def run(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["transcoder", "bench", *words])
+        try:
+            code = main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def test_bench_report_writes_the_page_beside_the_result_and_prints_markdown(call: Call, tmp_path: Path) -> None:
+    done = call("report", "a.json")
+    assert (done.code, done.err) == (0, "a.html\n")
+    assert done.out.startswith("# ")
+    checked((tmp_path / "a.html").read_text())
+
+
+def test_bench_report_puts_plots_beside_markdown_and_links_them(call: Call, tmp_path: Path) -> None:
+    done = call("report", "a.json", "--markdown", "out.md", "--html", "page.html")
+    assert (done.code, done.out) == (0, "")
+    linked = re.findall(r"\]\(([^)]*)\)", (tmp_path / "out.md").read_text())
+    assert "out-busy.svg" in linked
+    assert all((tmp_path / name).read_text().startswith("<svg ") for name in linked)
+    assert call("report", "a.json", "--markdown", "out.md", "--html", "page.html").code == 0, "ours are replaced"
+
+
+def test_bench_report_keeps_what_is_no_report(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("mine")
+    done = call("report", "a.json")
+    assert (done.code, done.out) == (8, "")
+    assert "a.html is there and is no report of ours" in done.err
+    assert call("report", "a.json", "--overwrite").code == 0
+
+
+def test_bench_report_names_what_is_wrong_with_a_file(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps({"schema_version": 9}))
+    done = call("report", "other.json")
+    assert done.code == 25
+    assert "other.json has schema version 9" in done.err
+    assert sorted(found.suffix for found in tmp_path.iterdir()) == [".json"] * 4
+
+
+def test_bench_compare_prints_markdown_and_refuses_unlike_results(call: Call, tmp_path: Path) -> None:
+    done = call("compare", "a.json", "b.json", "--html", "page.html")
+    assert done.code == 0
+    assert done.out.startswith("# b.json against a.json")
+    assert "| begun | 2026-01-02T03:04:05Z | later |" in done.out
+    checked((tmp_path / "page.html").read_text())
+    refused = call("compare", "a.json", "density.json")
+    assert refused.code == 25
+    assert "a.json is a topology result and density.json a density result" in refused.err

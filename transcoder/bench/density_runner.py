@@ -1,0 +1,314 @@
+"""The story of a density benchmark: more and more streams at once, in one container and in one each."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any, Literal
+
+from transcoder import capacity, settings
+from transcoder.bench import density, runner
+from transcoder.bench.analysis import throughput
+from transcoder.bench.density import Limits, Seen
+from transcoder.bench.engines import Docker, engine
+from transcoder.bench.environment import environment, ticks
+from transcoder.bench.result import Accel, Cell, Density, Design, Engine, Level, Result, Run, StackRun, Workload
+from transcoder.bench.rig import Housed, Rig, opened
+from transcoder.bench.runner import Show
+from transcoder.capacity import CapacityFile, Measurement, OfCpus
+from transcoder.errors import BenchmarkFailed, MachineBusy, TargetUnwritable
+from transcoder.version import __version__
+
+Packing = Literal["one", "each"]
+"""All streams in one container, or each in one of its own."""
+PACKINGS: tuple[Packing, ...] = ("one", "each")
+
+_PLAN_LIMIT = 300.0
+_MAKE_LIMIT = 300.0
+_SLOWEST = 0.05
+"""× real time; a run whose streams are slower than that is ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user asks. `seconds` of the clip are what each stream makes in a run, which takes as long at N streams."""
+
+    accel: Accel | Literal["auto"] = "auto"
+    engine: Engine = "docker"
+    image: str | None = None
+    clip: str | None = None
+    codec: str = "h264"
+    height: int = 720
+    limits: Limits = field(default_factory=lambda: Limits(64))
+    seconds: float = 10.0
+    packings: tuple[Packing, ...] = PACKINGS
+    options: tuple[str, ...] = ()
+
+
+def measure(asked: Asked, out: str, capacities: str | None, show: Show) -> Result:
+    """Search and confirm, with the result in the file `out` after each run, marked as partial until the end.
+
+    What was found goes into the capacity file `capacities` too, beside what that says of other devices.
+
+    Raises:
+        EngineMissing, ImageMissing: there is nothing to run containers with, or of.
+        NoRoute: there is no such device.
+        MachineBusy: a simulated device whose simulation takes more than half of the CPUs.
+        BenchmarkFailed: not even one stream can be made, or a container failed.
+        TargetUnwritable: a file cannot be written.
+        SettingsError: the capacity file that is there is none.
+    """
+    for path in filter(None, (out, capacities)):
+        runner.refuse_unwritable(path)
+    drafts = [runner.unfinished(path) for path in (out, capacities) if path]
+    known = _known(capacities)
+    chosen = engine(asked.engine)
+    version = chosen.version()
+    given = runner.hardware(runner.Asked(accel=asked.accel, options=asked.options), chosen)
+    image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
+    digest = chosen.require(image)
+    made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
+    with runner.in_order(), opened(made, also=drafts) as rig:
+        session = _Session(asked, rig, out, show)
+        session.prepare(version, f"{image} {digest}".strip())
+        result = session.search()
+    if capacities:
+        _write(capacity.text(with_found(known, result)), capacities)
+    return result
+
+
+def with_found(capacities: CapacityFile, result: Result) -> CapacityFile:
+    """The capacity file with what a whole result found, by the packing that bore less.
+
+    The budget is what N streams cost, so that a worker takes N such jobs at a time and no more. One whole pixel more
+    keeps the sum of N shares of a broken frame rate from exceeding it by a rounding. Where not even one stream was made
+    in real time it is what that one was made at: jobs then run one by one.
+    """
+    least = min(result.density, key=lambda one: one.streams)
+    load = result.workload
+    rate = load.width * load.height * load.frame_rate
+    measured = Measurement(
+        pixels_per_second=math.floor(least.streams * rate if least.streams else least.pixel_rate) + 1,
+        streams=least.streams,
+        workload=f"{load.codec} {load.width}x{load.height} at {load.frame_rate:g} fps, {load.accel}",
+        packing=least.cell.name,
+        at_least=least.capped,
+        confirmed=least.confirmed,
+        measured=result.made,
+        programs=f"transcoder {result.environment.transcoder}, ffmpeg {result.environment.ffmpeg}",
+    )
+    if result.device.address:
+        return capacity.with_device(capacities, result.device.address, measured)
+    return capacity.with_cpus(capacities, OfCpus(**measured.model_dump(), cpus=result.environment.cpus))
+
+
+class _Crowd:
+    """One packing: its containers, as many as were needed so far, and what was seen."""
+
+    def __init__(self, packing: Packing, rig: Rig) -> None:
+        self.packing = packing
+        self.seen: list[Seen] = []
+        self._rig = rig
+        self._first = rig.house(self.cell(1))
+        self._agents = [*self._first.agents]
+
+    def cell(self, streams: int) -> Cell:
+        return Cell(containers=1 if self.packing == "one" else streams, stacks=streams)
+
+    def housed(self, streams: int) -> Housed:
+        """Containers for that many streams; further ones are started where they lack."""
+        if self.packing == "one":
+            return Housed(self.cell(streams), self._agents, self._first.start)
+        missing = streams - len(self._agents)
+        if missing > 0:
+            self._agents += self._rig.house(Cell(containers=missing, stacks=missing)).agents
+        return Housed(self.cell(streams), self._agents[:streams], self._first.start)
+
+
+class _Session:
+    """One benchmark under way."""
+
+    def __init__(self, asked: Asked, rig: Rig, out: str, show: Show) -> None:
+        self._asked, self._rig, self._out, self._show = asked, rig, out, show
+        self._notes: list[str] = []
+        self._crowds: list[_Crowd] = []
+        self._device = False
+        self._limit = 0.0
+        self._result: Result
+
+    def prepare(self, version: str, image: str) -> None:
+        """Start a container of each packing, make the clip, plan the work, and try one stream of each."""
+        asked = self._asked
+        self._show.phase("starting containers")
+        self._crowds = [_Crowd(packing, self._rig) for packing in asked.packings]
+        first = self._crowds[0].housed(1)
+        name, inside = runner.bring_clip(self._rig, first, asked.clip, asked.seconds, self._show)
+        self._show.phase("planning")
+        first.agent.ask(ask="plan", accel=asked.accel, source=inside, codec=asked.codec, height=asked.height)
+        plan = first.agent.answer(_PLAN_LIMIT)
+        self._device = plan["device"] is not None
+        frames = min(int(plan["frames"]), max(1, round(asked.seconds * plan["frame_rate"])))
+        self._limit = 30 + frames / plan["frame_rate"] / _SLOWEST
+        self._result = self._begun(plan, version, image, Workload(
+            accel=plan["accel"],
+            clip=name,
+            codec=asked.codec,
+            width=plan["width"],
+            height=plan["height"],
+            frames=frames,
+            frame_rate=plan["frame_rate"],
+            argv=runner.cut(plan["argv"], frames, plan["frame_rate"]),
+        ))  # fmt: skip
+        for crowd in self._crowds:
+            run = self._run(crowd, 1, warmup=True)
+            if trouble := _trouble(run.stacks, frames):
+                raise BenchmarkFailed(
+                    f"not even one stream can be made: {trouble}",
+                    "`transcoder doctor` and `transcoder devices` say more.",
+                )
+
+    def _begun(self, plan: Mapping[str, Any], version: str, image: str, workload: Workload) -> Result:
+        driver = plan["device"]["driver"] if plan["device"] else ""
+        told = {"ffmpeg": plan["ffmpeg"], "driver": driver}
+        return Result(
+            kind="density",
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            partial=True,
+            environment=environment(version, image).model_copy(update=told),
+            device=runner.device(plan),
+            design=Design(
+                profile="gpu" if self._device else "full",
+                engine=self._asked.engine,
+                seed=0,
+                cells=tuple(crowd.cell(1) for crowd in self._crowds),
+                reference=self._crowds[0].cell(1),
+                pilot_blocks=0,
+            ),
+            workload=workload,
+        )
+
+    def search(self) -> Result:
+        """Run what the search of each packing asks for, a run of each in turn; gives the whole result."""
+        while due := [(crowd, ask) for crowd in self._crowds if (ask := density.following(crowd.seen, self._limits))]:
+            for crowd, ask in due:
+                what = "confirming" if ask.confirms else "trying"
+                self._show.phase(f"{what} {crowd.cell(ask.streams).name}")
+                run = self._run(crowd, ask.streams, pilot=not ask.confirms)
+                crowd.seen.append(Seen(ask.streams, self._slowest(run), ask.confirms))
+                self._save()
+        self._result = self._result.model_copy(update={"partial": False})
+        self._save()
+        return self._result
+
+    @property
+    def _limits(self) -> Limits:
+        return self._asked.limits
+
+    def _run(self, crowd: _Crowd, streams: int, *, warmup: bool = False, pilot: bool = False) -> Run:
+        housed = crowd.housed(streams)
+        before = ticks()
+        each = streams if crowd.packing == "one" else 1
+        seen = housed.run(self._result.workload.argv, device=self._device, limit=self._limit, stacks=each)
+        after = ticks()
+        run = Run(
+            block=len(self._result.runs),
+            place=0,
+            cell=crowd.cell(streams),
+            warmup=warmup,
+            pilot=pilot,
+            stacks=seen.stacks,
+            start=housed.start if warmup else 0.0,
+            cpu_busy=round(after.busy(before), 4),
+            steal=round(after.stolen(before), 4),
+            load=os.getloadavg()[0],
+            throttled=seen.throttled,
+        )
+        self._refuse_busy(run)
+        self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
+        self._show.ran(run)
+        return run
+
+    def _refuse_busy(self, run: Run) -> None:
+        """A simulated device is none if the CPUs that simulate it are the limit; what else runs here is not meant."""
+        share = work(run) / self._result.environment.cpus
+        if self._result.device.kind == "simulated" and share > runner.BUSY:
+            raise MachineBusy(
+                f"the streams of {run.cell.name} took {share:.0%} of the CPUs: they would be measured, and no device",
+                "Take a smaller clip or a lower rate of the device.",
+            )
+
+    def _slowest(self, run: Run) -> float:
+        """× real time; 0 where a stream failed, which is noted: a device may bear only so many at a time."""
+        load = self._result.workload
+        if trouble := _trouble(run.stacks, load.frames):
+            note = f"{run.cell.name} counts as too slow: {trouble}"
+            self._notes.append(note)
+            self._show.note(note)
+            return 0.0
+        return min(throughput(run)[0]) / load.frame_rate
+
+    def _save(self) -> None:
+        found = tuple(self._found(crowd) for crowd in self._crowds if crowd.seen)
+        self._result = self._result.model_copy(update={"notes": tuple(self._notes), "density": found})
+        runner.write(self._result, self._out)
+
+    def _found(self, crowd: _Crowd) -> Density:
+        found = density.found(crowd.seen, self._limits)
+        load, cell = self._result.workload, crowd.cell(max(1, found.streams))
+        at_it = [run for run in self._result.runs if run.cell == cell and not run.warmup]
+        rates = [sum(throughput(run)[0]) for run in at_it if not _trouble(run.stacks, load.frames)]
+        return Density(
+            cell=cell,
+            streams=found.streams,
+            intel=found.intel,
+            livepeer=found.livepeer,
+            confirmed=found.confirmed,
+            capped=found.capped,
+            levels=tuple(
+                Level(cell=crowd.cell(streams), streams=streams, slowest=slowest, runs=runs)
+                for streams, slowest, runs in density.levels(crowd.seen)
+            ),
+            pixel_rate=load.width * load.height * median(rates) if rates else 0.0,
+        )
+
+
+def work(run: Run) -> float:
+    """How many CPUs the streams of a run kept busy, from the first's start to the last's end."""
+    seconds = max(stack.ended for stack in run.stacks) - min(stack.started for stack in run.stacks)
+    return sum(stack.cpu_user + stack.cpu_system for stack in run.stacks) / max(seconds, 1e-3)
+
+
+def _trouble(stacks: Sequence[StackRun], frames: int) -> str:
+    """Why a stream is no stream: it failed, or made fewer pictures."""
+    for stack in stacks:
+        if stack.trouble:
+            return stack.trouble
+        if stack.frames != frames:
+            return f"it made {stack.frames} of {frames} pictures"
+    return ""
+
+
+def _known(path: str | None) -> CapacityFile:
+    if path is None or not os.path.exists(path):
+        return CapacityFile()
+    return settings.read_capacities(path)
+
+
+def _write(text: str, path: str) -> None:
+    """Whole or not at all: a worker may read it at any moment."""
+    draft = runner.unfinished(path)
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except OSError as refused:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise TargetUnwritable(
+            f"the capacity file {path} cannot be written: {refused.strerror}", "Make room."
+        ) from None

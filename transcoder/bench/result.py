@@ -1,0 +1,221 @@
+"""What a benchmark is asked, what it saw and what follows, as values; the JSON of a result is these.
+
+Moments are seconds of CLOCK_MONOTONIC since the stacks of a run were released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA: Final = 1
+
+Accel = Literal["software", "vaapi", "qsv"]
+DeviceKind = Literal["real", "simulated", "software"]
+Engine = Literal["docker", "podman", "processes"]
+Profile = Literal["quick", "full", "gpu"]
+
+
+class Value(BaseModel):
+    """A frozen value that knows all its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Cell(Value):
+    """A way to pack `stacks` equal stacks, all together, into that many containers; 0 containers is bare.
+
+    `worker` is the product's whole path: each stack is a job through the queue to a worker in the container, verified
+    and published.
+    """
+
+    containers: int = Field(ge=0)
+    stacks: int = Field(ge=1)
+    worker: bool = False
+
+    @property
+    def name(self) -> str:
+        """As people read it: `bare 4`, `1 × 4` (one container with four stacks), `4 × 1`, `worker 1 × 4`."""
+        packing = f"{self.containers} × {self.stacks // self.containers}" if self.containers else f"bare {self.stacks}"
+        return f"worker {packing}" if self.worker else packing
+
+
+class Workload(Value):
+    """What every stack does: the clip, and what is made of it, by the product's own plan for that acceleration."""
+
+    accel: Accel
+    clip: str
+    """Its name in the corpus."""
+    codec: str = "h264"
+    width: int
+    height: int
+    frames: int
+    """Of the clip as one stack reads it, which it encodes all."""
+    frame_rate: float
+    """Frames per second at which it plays: real time."""
+    argv: tuple[str, ...] = ()
+    """ffmpeg's words, as planned; the same in every cell."""
+
+
+class Device(Value):
+    """What did the encoding: a GPU, one made in software for tests, or the CPUs."""
+
+    kind: DeviceKind
+    name: str
+    address: str = ""
+
+
+class Environment(Value):
+    """The machine and the programs, for who compares results."""
+
+    host: str = ""
+    cpu: str = ""
+    cpus: int = 1
+    memory: int = 0
+    """Bytes."""
+    kernel: str = ""
+    governor: str = ""
+    cgroup: str = ""
+    engine: str = ""
+    """The container engine and its version."""
+    image: str = ""
+    """Its name and digest."""
+    ffmpeg: str = ""
+    driver: str = ""
+    transcoder: str = ""
+
+
+class Stamp(Value):
+    """That many frames were encoded at that second."""
+
+    at: float
+    frames: int
+
+
+class StackRun(Value):
+    """One stack's run in a cell."""
+
+    container: int
+    """Counted from 0; 0 too where bare."""
+    started: float
+    ended: float
+    frames: int
+    stamps: tuple[Stamp, ...] = ()
+    cpu_user: float = 0.0
+    cpu_system: float = 0.0
+    """Seconds of the CPU, of ffmpeg; of a worker's stack of its worker too."""
+    switches: int = 0
+    pss: int = 0
+    """Bytes, the largest proportional set size that was seen."""
+    engines: Mapping[str, float] = {}
+    """Seconds that the GPU's engines worked for it, by engine."""
+    digest: str = ""
+    """Of the encoded pictures: equal in all cells where the encoder is deterministic."""
+    trouble: str = ""
+    """Why it ended before its time; empty where it did not."""
+
+
+class Run(Value):
+    """One cell, once: all its stacks released at the same moment."""
+
+    block: int
+    place: int
+    """In the order of its block, from 0."""
+    cell: Cell
+    again: bool = False
+    """Whether it is the block's second run of the reference cell (A/A)."""
+    warmup: bool = False
+    """A run before the first block, of which only start-up is used."""
+    pilot: bool = False
+    """Whether its block was of the pilot, from which the number of blocks was fixed."""
+    stacks: tuple[StackRun, ...]
+    start: float = 0.0
+    """Seconds from the start of the cell's containers until all were ready; 0 where they were up already."""
+    cpu_busy: float = 0.0
+    """The share of all CPUs that worked, from 0 to 1."""
+    steal: float = 0.0
+    load: float = 0.0
+    throttled: float = 0.0
+    """Seconds that a quota held its containers back."""
+
+
+class Blast(Value):
+    """What is lost when one of a cell's containers is killed while all stacks work."""
+
+    cell: Cell
+    lost: int
+    """Stacks that did not finish."""
+    finished: int
+
+
+class Design(Value):
+    """What was to be done, fixed before the first block that counts."""
+
+    profile: Profile
+    engine: Engine
+    seed: int
+    cells: tuple[Cell, ...]
+    reference: Cell
+    margin: float = 0.03
+    """The band of equivalence: ratios within 1 ± margin are the same."""
+    pilot_blocks: int = 8
+    blocks: int = 0
+    """That count, fixed from the pilot; 0 while the pilot runs."""
+    wanted: int = 0
+    """How many the pilot asked for, before the time budget cut it."""
+    budget: float = 0.0
+    """Seconds that it may take."""
+
+
+class Level(Value):
+    """What a density run saw at a number of streams: the slowest of them, of all repeats."""
+
+    cell: Cell
+    streams: int
+    slowest: float
+    """× real time, the median of the repeats' slowest stream."""
+    runs: int
+
+
+class Density(Value):
+    """The largest number of streams of which the slowest stays real time, by three rules; 0: not even one."""
+
+    cell: Cell
+    """With `stacks` as that number or 1 where it is 0."""
+    streams: int
+    """Slowest ≥ 1."""
+    intel: int
+    """Slowest ≥ 0.98."""
+    livepeer: int
+    """Slowest takes at most 0.8 of the clip's time: ≥ 1.25."""
+    confirmed: bool
+    """Whether N and N + 1 were both measured anew, and said the same."""
+    capped: bool = False
+    """Whether the search ended at its largest number before the device was full."""
+    levels: tuple[Level, ...]
+    pixel_rate: float
+    """Pixels per second that the device made at N, all streams together."""
+
+
+class Result(Value):
+    """A benchmark's result: everything that was seen. What follows from it is worked out anew when it is read."""
+
+    schema_version: Literal[1] = SCHEMA
+    kind: Literal["topology", "density"]
+    made: str
+    """When it began, in UTC, ISO 8601."""
+    partial: bool = False
+    """Whether it was ended before its time."""
+    environment: Environment
+    device: Device
+    design: Design
+    workload: Workload
+    runs: tuple[Run, ...] = ()
+    blast: tuple[Blast, ...] = ()
+    density: tuple[Density, ...] = ()
+    verdicts: Mapping[str, str] = {}
+    """The sentences of the analysis, by stacks and cell, for who reads JSON alone."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know: a cell that could not be run here, and why."""

@@ -1,0 +1,540 @@
+"""The story of a topology benchmark: the same stacks packed in different ways, in shuffled blocks."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from statistics import median
+from time import monotonic
+from typing import Any, Literal, NoReturn, Protocol
+
+from transcoder import devices, settings
+from transcoder.bench import analysis, design
+from transcoder.bench.engines import Docker, Processes, engine, granted
+from transcoder.bench.environment import environment, ticks
+from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, StackRun, Workload
+from transcoder.bench.result import Engine as EngineName
+from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
+from transcoder.bench.stack import spec
+from transcoder.bench.whole_path import SERVER, Broker, WorkingCell, available
+from transcoder.errors import BenchmarkFailed, InputMissing, MachineBusy, NoRoute, TargetUnwritable
+from transcoder.version import __version__
+
+BUSY = 0.5
+"""The share of the CPUs from which a simulated device is limited by them and not by its engines."""
+
+_TRIAL_FRAMES = 50
+_LEAST_FRAMES = 10
+_LEAST_BLOCKS = 3
+"""Fewer have no interval; they are measured whatever time they take."""
+_PLAN_LIMIT = 300.0
+_MAKE_LIMIT = 300.0
+_KILL_SECONDS = 1.5
+_OTHERS = 0.1
+"""The share of the CPUs that other programs may have in the middle of all runs without a word."""
+_OVERRUN = 0.1
+"""The share of the budget by which the blocks may be slower than the pilot's before they end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large a profile is: seconds of a run and of the clip that is made, stacks, seconds of the whole."""
+
+    run: float
+    clip: float
+    stacks: tuple[int, ...]
+    budget: float
+    worker: bool = False
+
+
+SCALES: Mapping[Profile, Scale] = {
+    "quick": Scale(2.5, 8, (2,), 165),
+    "full": Scale(4, 20, (2, 4), 1500, worker=True),
+    "gpu": Scale(4, 60, (2, 4), 1500),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user asks; what is None is decided by the profile or the machine. `clip` is a path."""
+
+    profile: Profile = "quick"
+    stacks: tuple[int, ...] | None = None
+    accel: Accel | Literal["auto"] = "auto"
+    engine: EngineName = "docker"
+    image: str | None = None
+    clip: str | None = None
+    codec: str = "h264"
+    height: int = 720
+    seed: int = 1
+    budget: float | None = None
+    seconds: float | None = None
+    """Of one run."""
+    pilot: int = design.PILOT_BLOCKS
+    options: tuple[str, ...] = field(default=())
+    worker: bool | None = None
+    """Whether there are cells that take the product's whole path; by the profile."""
+
+    @property
+    def scale(self) -> Scale:
+        """Of the profile."""
+        return SCALES[self.profile]
+
+
+class Show(Protocol):
+    """Who is told how far it is."""
+
+    def phase(self, sentence: str) -> None:
+        """What is done now."""
+
+    def block(self, number: int, of: int | None, left: float) -> None:
+        """A block begins, counted from 1; how many there will be, as far as known, and seconds to the end of all."""
+
+    def ran(self, run: Run) -> None:
+        """A cell has run."""
+
+    def note(self, sentence: str) -> None:
+        """Something that the reader must know."""
+
+
+def topology(asked: Asked, out: str, show: Show) -> Result:
+    """Measure, with the result in the file `out` after each block, marked as partial until the end.
+
+    Raises:
+        EngineMissing, ImageMissing: there is nothing to run containers with, or of.
+        NoRoute: there is no such device.
+        MachineBusy: a simulated device whose simulation takes more than half of the CPUs.
+        BenchmarkFailed: a stack or a container failed; the file has what was measured before.
+        TargetUnwritable: the file cannot be written.
+    """
+    refuse_unwritable(out)
+    if asked.profile == "gpu" and asked.accel == "auto":
+        asked = replace(asked, accel="vaapi")  # software would answer another question
+    began = monotonic()
+    chosen = engine(asked.engine)
+    version = chosen.version()
+    given = hardware(asked, chosen)
+    image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
+    digest = chosen.require(image)
+    made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
+    with in_order(), opened(made, also=[unfinished(out)]) as rig, ExitStack() as after:
+        session = _Session(asked, rig, out, show, began)
+        after.callback(session.close)
+        session.prepare(version, f"{image} {digest}".strip())
+        session.warm_up()
+        session.measure()
+        session.blast()
+        return session.conclude()
+
+
+@contextmanager
+def in_order() -> Iterator[None]:
+    """A plain kill and a terminal that closes end it as Ctrl-C does: everything is taken down first."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, leave) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What containers are given of the GPU: nodes and the groups that own them; `target` is the image's."""
+
+    nodes: tuple[str, ...] = ()
+    groups: tuple[int, ...] = ()
+    target: str = "software"
+
+
+def hardware(asked: Asked, chosen: Docker | Processes) -> Given:
+    """The GPU for the cells: what the user's words for `docker run` name, else the first here that opens.
+
+    Raises:
+        NoRoute: there is none, and it is asked for.
+    """
+    if asked.accel == "software":
+        return Given()
+    target = "qsv" if asked.accel == "qsv" else "vaapi"
+    named = [what for what, _ in granted(asked.options).devices]
+    if named:
+        return Given((), tuple(sorted({os.stat(node).st_gid for node in named})), target)
+    site = settings.read()
+    policy = site.policy(default_roots=(os.getcwd(),))
+    found = [one for one in devices.discover(policy) if site.device in (None, one.id, one.node)]
+    usable = [one for one in found if one.trouble is None or one.trouble.kind in ("group", "mode")]
+    if usable:
+        node = usable[0].node
+        return Given((node,), (os.stat(node).st_gid,), target)
+    if asked.accel == "auto":
+        return Given()
+    why = "; ".join(f"{one.node}: {one.trouble}" for one in found if one.trouble) or f"none in {policy.dri}"
+    raise NoRoute(
+        f"there is no GPU that a container could be given ({why})",
+        "`transcoder doctor` says what is wrong with it; --accel software measures the CPUs.",
+    )
+
+
+class _Session:
+    """One benchmark under way."""
+
+    def __init__(self, asked: Asked, rig: Rig, out: str, show: Show, began: float) -> None:
+        self._asked, self._rig, self._out, self._show, self._began = asked, rig, out, show, began
+        self._housed: dict[Cell, Housed] = {}
+        self._working: dict[Cell, WorkingCell] = {}
+        self._broker: Broker | None = None
+        self._source = ""
+        self._notes: list[str] = []
+        self._result: Result
+        self._argv: tuple[str, ...] = ()
+        self._device = False
+        self._limit = 120.0
+        self._seconds: list[float] = []
+        self._others: list[float] = []
+
+    @property
+    def _budget(self) -> float:
+        return self._asked.budget or self._asked.scale.budget
+
+    def _spent(self) -> float:
+        return monotonic() - self._began
+
+    def _note(self, sentence: str) -> None:
+        self._notes.append(sentence)
+        self._show.note(sentence)
+
+    def prepare(self, version: str, image: str) -> None:
+        """Start the containers, make the clip, plan the work."""
+        asked = self._asked
+        bare = self._bare_possible()
+        if bare:
+            self._show.phase("unpacking the image for the bare cells")
+            self._rig.unpack()
+        matrix = design.cells(asked.stacks or asked.scale.stacks, bare=bare, worker=self._workers_wanted())
+        for cell in matrix:
+            self._show.phase(f"starting {cell.name}")
+            self._start(cell)
+        reference = design.whole(matrix)
+        first = self._housed[reference]
+        name, self._source = bring_clip(self._rig, first, self._asked.clip, self._asked.scale.clip, self._show)
+        plan = self._plan(first)
+        self._device = plan["device"] is not None
+        frames = self._fit(first, plan)
+        self._argv = cut(plan["argv"], frames, plan["frame_rate"])
+        if self._working:
+            # a job reads its source to the end: so the source itself is made as short
+            self._shorten(first, frames, plan["ffmpeg_path"])
+            plan = self._plan(first)
+            self._argv, frames = tuple(plan["argv"]), plan["frames"]
+        self._result = Result(
+            kind="topology",
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            partial=True,
+            environment=environment(version, image).model_copy(
+                update={"ffmpeg": plan["ffmpeg"], "driver": plan["device"]["driver"] if self._device else ""}
+            ),
+            device=device(plan),
+            design=Design(
+                profile=asked.profile,
+                engine=asked.engine,
+                seed=asked.seed,
+                cells=matrix,
+                reference=reference,
+                pilot_blocks=asked.pilot,
+                budget=self._budget,
+            ),
+            workload=Workload(
+                accel=plan["accel"],
+                clip=name,
+                codec=asked.codec,
+                width=plan["width"],
+                height=plan["height"],
+                frames=frames,
+                frame_rate=plan["frame_rate"],
+                argv=self._argv,
+            ),
+        )
+
+    def _wishes(self) -> dict[str, Any]:
+        return {"accel": self._asked.accel, "codec": self._asked.codec, "height": self._asked.height}
+
+    def _plan(self, first: Housed) -> dict[str, Any]:
+        self._show.phase("planning")
+        first.agent.ask(ask="plan", source=self._source, **self._wishes())
+        return first.agent.answer(_PLAN_LIMIT)
+
+    def _shorten(self, first: Housed, frames: int, ffmpeg: str) -> None:
+        """Let the source be its first packets, as they are."""
+        _, short = self._rig.clip("short.mp4")
+        words = [ffmpeg, "-nostdin", "-v", "error", "-y", "-i", self._source, "-map", "0:v:0", "-c", "copy"]
+        first.agent.ask(ask="make", argv=[*words, "-frames:v", str(frames), short], limit=_MAKE_LIMIT)
+        first.agent.answer(_MAKE_LIMIT + 10)
+        self._source = short
+
+    def _workers_wanted(self) -> bool:
+        wanted = self._asked.scale.worker if self._asked.worker is None else self._asked.worker
+        if wanted and not available():
+            self._note(f"no cells with a worker: {SERVER} is not installed here")
+            return False
+        return wanted
+
+    def _start(self, cell: Cell) -> None:
+        if not cell.worker:
+            self._housed[cell] = self._rig.house(cell)
+            return
+        self._broker = self._broker or Broker(self._rig)
+        self._working[cell] = WorkingCell(self._rig, self._broker, cell)
+
+    def close(self) -> None:
+        """End what the rig does not know."""
+        if self._broker:
+            self._broker.close()
+
+    def _bare_possible(self) -> bool:
+        if isinstance(self._rig.engine, Processes):
+            self._note("no bare cells: without containers, one process with all stacks is bare")
+            return False
+        if os.geteuid():
+            self._note("no bare cells: the image's own root file system can only be entered by root (sudo)")
+            return False
+        if ignored := granted(self._asked.options).ignored:
+            self._note(f"bare cells are not given these words for containers: {' '.join(ignored)}")
+        return True
+
+    def _fit(self, first: Housed, plan: Mapping[str, Any]) -> int:
+        """How many frames a run takes, so that it is as long as the profile wants."""
+        trial = min(plan["frames"], _TRIAL_FRAMES)
+        seen = first.run(cut(plan["argv"], trial, plan["frame_rate"]), device=self._device, limit=self._limit)
+        self._refuse_trouble(first.cell, seen, trial)
+        pace = min(map(_pace, seen.stacks))
+        wanted = round(pace * (self._asked.seconds or self._asked.scale.run))
+        frames = min(int(plan["frames"]), max(_LEAST_FRAMES, wanted))
+        self._limit = 30 + 20 * frames / pace
+        return frames
+
+    def warm_up(self) -> None:
+        """Each cell once: caches are warm, containers proven, and a simulated device is not held up by the CPUs."""
+        starts = {cell: one.start for cell, one in self._housed.items()}
+        starts |= {cell: one.start for cell, one in self._working.items()}
+        for cell, start in starts.items():
+            self._show.phase(f"warming up {cell.name}")
+            run = self._run(Run(block=0, place=0, cell=cell, warmup=True, stacks=(), start=start))
+            if self._result.device.kind == "simulated" and run.cpu_busy > BUSY:
+                raise MachineBusy(
+                    f"the CPUs were {run.cpu_busy:.0%} busy with {cell.name}: they would be measured, and no device",
+                    "Take a smaller clip or fewer stacks, or a lower rate of the device, and end what else runs here.",
+                )
+        self._save()
+
+    def measure(self) -> None:
+        """The pilot, the number of blocks that it asks for, and those."""
+        asked = self._result.design
+        orders = design.blocks(asked.cells, asked.reference, asked.seed)
+        piloted = 0
+        while piloted < asked.pilot_blocks and (piloted < _LEAST_BLOCKS or self._left() > self._block()):
+            self._show.block(piloted + 1, None, self._left())
+            self._measure(piloted, next(orders), pilot=True)
+            piloted += 1
+        blocks, wanted = design.fixed_blocks(
+            analysis.deviation(self._result),
+            asked.margin,
+            seconds=self._block(),
+            left=self._left(),
+            pilot=piloted,
+        )
+        self._result = self._result.model_copy(
+            update={"design": asked.model_copy(update={"blocks": blocks, "wanted": wanted})}
+        )
+        for number in range(piloted, blocks):
+            if self._left() < -_OVERRUN * self._budget:
+                self._note(f"the time was over after {number} of {blocks} blocks")
+                return
+            self._show.block(number + 1, blocks, design.seconds_left(blocks - number, self._block()))
+            self._measure(number, next(orders), pilot=False)
+
+    def _block(self) -> float:
+        """Seconds that a block takes."""
+        turns = len(self._result.design.cells) + 1
+        return design.block_seconds(self._seconds, turns, self._asked.seconds or self._asked.scale.run)
+
+    def _left(self) -> float:
+        """Seconds for further blocks: the budget without what the end needs, a run and a kill of each cell."""
+        cells = len(self._result.design.cells)
+        return self._budget - self._spent() - cells * (self._block() / (cells + 1) + _KILL_SECONDS)
+
+    def _measure(self, number: int, turns: Sequence[design.Turn], *, pilot: bool) -> None:
+        began = monotonic()
+        runs = [
+            self._run(Run(block=number, place=place, cell=turn.cell, again=turn.again, pilot=pilot, stacks=()))
+            for place, turn in enumerate(turns)
+        ]
+        self._result = self._result.model_copy(update={"runs": (*self._result.runs, *runs)})
+        self._save()
+        self._seconds.append(monotonic() - began)
+
+    def _run(self, planned: Run) -> Run:
+        before, began = ticks(), monotonic()
+        seen = self._work(planned.cell)
+        after, took = ticks(), monotonic() - began
+        ours = math.fsum(stack.cpu_user + stack.cpu_system for stack in seen.stacks)
+        self._others.append(after.busy(before) - ours / (took * self._result.environment.cpus))
+        if planned.warmup:
+            self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
+        run = planned.model_copy(
+            update={
+                "stacks": seen.stacks,
+                "cpu_busy": round(after.busy(before), 4),
+                "steal": round(after.stolen(before), 4),
+                "load": os.getloadavg()[0],
+                "throttled": seen.throttled,
+            }
+        )
+        if planned.warmup:
+            self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
+        self._show.ran(run)
+        return run
+
+    def _work(self, cell: Cell) -> Seen:
+        if not cell.worker:
+            return self._housed[cell].run(self._argv, device=self._device, limit=self._limit)
+        wishes = {**self._wishes(), "accel": self._result.workload.accel}
+        return self._working[cell].run(lambda target: spec(self._source, target, wishes), limit=self._limit)
+
+    def _refuse_trouble(self, cell: Cell, seen: Seen, frames: int) -> None:
+        """A stack that fails before anything counts will fail again; later on its run is left out of the analysis."""
+        for stack in seen.stacks:
+            short = f"it made {stack.frames} of {frames} pictures" if stack.frames != frames else ""
+            if why := stack.trouble or short:
+                raise BenchmarkFailed(
+                    f"a stack of {cell.name} failed: {why}", "`transcoder doctor` and `transcoder devices` say more."
+                )
+
+    def blast(self) -> None:
+        """Kill one container of each cell while all its stacks work."""
+        lost: list[Blast] = []
+        for cell, housed in self._housed.items():
+            if not cell.containers:
+                continue
+            self._show.phase(f"killing a container of {cell.name}")
+            after = 0.4 * _usual_seconds(self._result, cell)
+            gone, finished = blast(self._rig, housed, self._argv, after, device=self._device, limit=self._limit)
+            lost.append(Blast(cell=cell, lost=gone, finished=finished))
+        self._result = self._result.model_copy(update={"blast": tuple(lost)})
+
+    def conclude(self) -> Result:
+        """The whole result, which is no longer partial."""
+        if (others := median(self._others)) > _OTHERS:
+            self._note(
+                f"other programs had {others:.0%} of the CPUs meanwhile: bare stacks and containers compete with them"
+                " differently, since the kernel shares the CPUs out by control group first"
+            )
+        self._show.phase("working out what follows")
+        whole = self._result.model_copy(update={"partial": False})
+        self._result = whole.model_copy(update={"verdicts": analysis.verdicts(analysis.analyse(whole), whole)})
+        self._save()
+        return self._result
+
+    def _save(self) -> None:
+        self._result = self._result.model_copy(update={"notes": tuple(self._notes)})
+        write(self._result, self._out)
+
+
+def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
+    """The words with only the first frames of the source read: half a frame less than the next one's time."""
+    before = list(argv).index("-i")
+    return (*argv[:before], "-t", f"{(frames - 0.5) / rate:.6f}", *argv[before:])
+
+
+def bring_clip(rig: Rig, first: Housed, clip: str | None, seconds: float, show: Show) -> tuple[str, str]:
+    """The clip's name, and its path as the cells see it; where none is named, so many seconds are made in a cell.
+
+    Raises:
+        InputMissing: it cannot be read.
+    """
+    if clip:
+        name = os.path.basename(clip)
+        ours, inside = rig.clip(f"clip{os.path.splitext(name)[1]}")
+        try:
+            shutil.copyfile(clip, ours)
+        except OSError as failed:
+            raise InputMissing(
+                f"the clip {clip} cannot be read: {failed.strerror}", "Name another with --clip."
+            ) from None
+        os.chmod(ours, 0o644)
+        return name, inside
+    show.phase("making the clip")
+    _, inside = rig.clip("made.mp4")
+    first.agent.ask(ask="make", argv=made_clip(seconds, inside), limit=_MAKE_LIMIT)
+    first.agent.answer(_MAKE_LIMIT + 10)
+    return f"made ({seconds:g} s)", inside
+
+
+def made_clip(seconds: float, path: str) -> list[str]:
+    """The words that make the default clip: moving edges over slow gradients with a camera's noise, always the same.
+
+    1280 × 720 at 25 frames per second, H.264 with a key frame every two seconds.
+    """
+    size = f"size=1280x720:rate=25:duration={seconds:g}"
+    sources = ["-f", "lavfi", "-i", f"gradients={size}:seed=1:speed=0.02", "-f", "lavfi", "-i", f"testsrc2={size}"]
+    graph = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]blend=all_mode=average,noise=alls=6:allf=t:all_seed=1"
+    encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-g", "50", "-pix_fmt", "yuv420p"]
+    return ["ffmpeg", "-nostdin", "-v", "error", "-y", *sources, "-filter_complex", graph, *encoder, path]
+
+
+def device(plan: Mapping[str, Any]) -> Device:
+    """What encodes: the driver of the GPU in software says that it is simulated."""
+    found = plan["device"]
+    if found is None:
+        return Device(kind="software", name=f"the CPUs, by {plan['route']}")
+    simulated = "simulated" in found["driver"].lower()
+    return Device(kind="simulated" if simulated else "real", name=found["driver"], address=found["address"])
+
+
+def refuse_unwritable(out: str) -> None:
+    """Raises TargetUnwritable where the result could not be written, before anything is measured."""
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.access(folder, os.W_OK):
+        raise TargetUnwritable(
+            f"the result {out} cannot be written: {folder} is not to be written to", "Name another with --out."
+        )
+
+
+def write(result: Result, out: str) -> None:
+    """Put the result in its file, whole or not at all."""
+    draft = unfinished(out)
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(result.model_dump_json(indent=1) + "\n")
+        os.replace(draft, out)
+    except OSError as refused:
+        raise TargetUnwritable(f"the result {out} cannot be written: {refused.strerror}", "Make room.") from None
+
+
+def unfinished(out: str) -> str:
+    """Where a file is written before it gets its name."""
+    folder, name = os.path.split(os.path.abspath(out))
+    return f"{folder}/.{name}.unfinished"
+
+
+def _pace(stack: StackRun) -> float:
+    """Frames per second between the first report and the last; over all its time where there are none."""
+    first, last = (stack.stamps[0], stack.stamps[-1]) if stack.stamps else (None, None)
+    if first and last and last.frames > first.frames:
+        return (last.frames - first.frames) / (last.at - first.at)
+    return max(1.0, stack.frames / max(stack.ended - stack.started, 1e-3))
+
+
+def _usual_seconds(result: Result, cell: Cell) -> float:
+    ended = [stack.ended for run in result.runs if run.cell == cell for stack in run.stacks]
+    return math.fsum(ended) / max(1, len(ended))

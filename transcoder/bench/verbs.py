@@ -1,0 +1,343 @@
+"""The verbs of `transcoder bench`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from transcoder.bench.analysis import Analysis, Contrast
+    from transcoder.bench.document import Document
+    from transcoder.bench.result import Result
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Measure on this machine how stacks are best packed into containers.",
+)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Several numbers of stacks."""
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise typer.BadParameter("numbers from 1, with commas between: 2,4", param_hint="--stacks")
+    return found
+
+
+@app.command(
+    help="""Measure whether it matters how stacks are packed into containers: bare, all in one, one in each.
+
+    Every cell runs the same bytes: bare cells the image's own root file system (as root). Blocks are shuffled, the
+    reference is in each one twice, and the answer is one of equivalent, different and inconclusive. Ctrl-C keeps what
+    was measured. `quick` takes 3 minutes, `full` and `gpu` about 25.
+
+    \b
+    transcoder bench topology
+    transcoder bench topology --profile gpu --accel vaapi
+    transcoder bench topology --profile full --stacks 2,4 --clip film.mp4
+    """
+)
+def topology(
+    *,
+    profile: Annotated[
+        Literal["quick", "full", "gpu"], typer.Option("--profile", help="How much is measured.")
+    ] = "quick",
+    stacks: Annotated[
+        str | None, typer.Option("--stacks", metavar="N,N", help="How many stacks run together; by the profile.")
+    ] = None,
+    accel: Annotated[
+        Literal["vaapi", "qsv", "software", "auto"],
+        typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one, and for `gpu`."),
+    ] = "auto",
+    engine: Annotated[
+        Literal["docker", "podman", "processes"],
+        typer.Option("--engine", help="What runs containers; `processes` does without any."),
+    ] = "docker",
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="IMAGE", help="The image of all cells; this version's by default.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="FILE", help="What is transcoded; made on the spot by default.")
+    ] = None,
+    height: Annotated[int, typer.Option("--height", min=16, max=16384, help="Lines of the output, at most.")] = 720,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the order in the blocks.")] = 1,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="The result; UTC-topology.json here by default.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=1, metavar="SECONDS", help="How long it may take; by the profile.")
+    ] = None,
+    run_option: Annotated[
+        list[str] | None,
+        typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", min=0.1, metavar="S", help="How long one run is; by the profile.")
+    ] = None,
+    pilot: Annotated[int, typer.Option("--pilot", min=1, metavar="N", help="Blocks of the pilot.")] = 8,
+    worker: Annotated[
+        bool | None,
+        typer.Option("--worker/--no-worker", help="Cells with the product's whole path: queue, worker, verification."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
+) -> None:
+    from transcoder import screen
+    from transcoder.bench import runner
+    from transcoder.bench.display import display
+
+    path = out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-topology.json"
+    asked = runner.Asked(
+        profile=profile,
+        stacks=_numbers(stacks) if stacks else None,
+        accel=accel,
+        engine=engine,
+        image=image,
+        clip=clip and os.path.abspath(clip),
+        height=height,
+        seed=seed,
+        budget=budget,
+        seconds=seconds,
+        pilot=pilot,
+        options=tuple(run_option or ()),
+        worker=worker,
+    )
+    with _keeping(path), display() as show:
+        result = runner.topology(asked, path, show)
+    screen.as_json(result) if json else _conclude(result, path)
+
+
+@contextmanager
+def _keeping(path: str) -> Iterator[None]:
+    """Whatever ends a benchmark: what was measured is in its file, and is shown."""
+    from transcoder.bench.result import Result
+
+    try:
+        yield
+    except BaseException:
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                _conclude(Result.model_validate_json(file.read()), path)
+        raise
+
+
+def _conclude(result: Result, path: str) -> None:
+    """The verdict, the cells, what makes it doubtful, and where all of it is."""
+    from transcoder import screen
+    from transcoder.bench.analysis import analyse
+
+    found = analyse(result)
+    screen.line(found.headline)
+    if result.kind == "density":
+        screen.table(("cell", "slowest, × real time", "runs"), _levels(result))
+    else:
+        screen.table(_COLUMNS, [*_again(found), *_rows(found)])
+    for sentence in (*found.troubles, *result.notes):
+        screen.line(f"note: {sentence}")
+    screen.line(path)
+
+
+_COLUMNS = ("cell", "fps", "ratio", "90 % interval", "verdict", "CPU s/1,000", "p95 s", "MiB")
+
+
+def _levels(result: Result) -> Iterator[tuple[str, ...]]:
+    for found in result.density:
+        for level in found.levels:
+            yield (level.cell.name, f"{level.slowest:.2f}", str(level.runs))
+
+
+def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
+    ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
+    for row in found.rows:
+        measured = (f"{row.cpu:.3g}", f"{row.latency95:.3g}", f"{row.pss / (1 << 20):.0f}")
+        yield (row.cell.name, f"{row.fps[1]:.3g}", *_ratio(ratios.get(row.cell)), *measured)
+
+
+def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
+    """The reference against itself: what differs here is noise."""
+    for one in found.contrasts:
+        if one.again and one.metric == "fps":
+            yield (f"{one.cell.name} again", "", *_ratio(one), "", "", "")
+
+
+def _ratio(contrast: Contrast | None) -> tuple[str, str, str]:
+    if contrast is None:
+        return "1", "", "reference"
+    if contrast.ratio is None:
+        return "", "", contrast.verdict
+    return (
+        f"{contrast.ratio.value:.3f}",
+        f"{contrast.ratio.low90:.3f}–{contrast.ratio.high90:.3f}",
+        contrast.verdict,
+    )
+
+
+@app.command(
+    help="""Find the largest number of streams that this device, or the CPUs, make in real time.
+
+    More and more at once, in one container and in one each, until the slowest falls behind; then that number and the
+    next are measured again. Besides, by Intel's rule (98 % of real time) and Livepeer's (a second of video in 0.8 s).
+    --capacity writes what a worker takes as its budget (TRANSCODER_CAPACITY_FILE). Ctrl-C keeps what was measured.
+
+    \b
+    transcoder bench density
+    transcoder bench density --accel vaapi --device 0000:03:00.0 --clip film.mp4 --height 1080 --capacity capacity.json
+    """
+)
+def density(
+    *,
+    accel: Annotated[
+        Literal["vaapi", "qsv", "software", "auto"],
+        typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one."),
+    ] = "auto",
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="The GPU: /dev/dri/renderD128 or a PCI address.")
+    ] = None,
+    engine: Annotated[
+        Literal["docker", "podman", "processes"],
+        typer.Option("--engine", help="What runs containers; `processes` does without any."),
+    ] = "docker",
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="IMAGE", help="The image; this version's by default.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option("--clip", metavar="FILE", help="What is transcoded; made on the spot by default.")
+    ] = None,
+    codec: Annotated[Literal["h264", "hevc", "av1", "vp9"], typer.Option("--codec", help="What is made.")] = "h264",
+    height: Annotated[int, typer.Option("--height", min=16, max=16384, help="Lines of the output, at most.")] = 720,
+    stacks_max: Annotated[int, typer.Option("--stacks-max", min=1, max=1024, help="Most streams to try.")] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", min=3, help="Runs that confirm a number.")] = 3,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.2, metavar="S", help="Of the clip in a run; so long it takes at N.")
+    ] = 10.0,
+    packing: Annotated[
+        Literal["one", "each", "both"], typer.Option("--packing", help="All in one container, one in each, or both.")
+    ] = "both",
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE", help="The result; UTC-density.json here by default.")
+    ] = None,
+    capacity: Annotated[
+        str | None, typer.Option("--capacity", metavar="FILE", help="Write the budget of this device into it.")
+    ] = None,
+    run_option: Annotated[
+        list[str] | None,
+        typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
+) -> None:
+    from transcoder import screen, settings
+    from transcoder.bench import density_runner
+    from transcoder.bench.density import Limits
+    from transcoder.bench.display import display
+
+    path = out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-density.json"
+    if device:
+        os.environ[settings.variable("device")] = device  # agents that are processes read it as a worker would
+    asked = density_runner.Asked(
+        accel=accel,
+        engine=engine,
+        image=image,
+        clip=clip and os.path.abspath(clip),
+        codec=codec,
+        height=height,
+        limits=Limits(stacks_max, repeats),
+        seconds=seconds,
+        packings=density_runner.PACKINGS if packing == "both" else (packing,),
+        options=tuple(run_option or ()),
+    )
+    with _keeping(path), display() as show:
+        result = density_runner.measure(asked, path, capacity, show)
+    screen.as_json(result) if json else _conclude(result, path)
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are no reports of ours, too.")]
+Page = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where the page goes.")]
+Marked = Annotated[
+    str | None,
+    typer.Option("--markdown", metavar="FILE", help="Where Markdown goes, its plots as SVG beside it; else to stdout."),
+]
+
+
+@app.command(
+    help="""Draw a result as one page: the verdict first, then ratios, cells, plots, design and environment.
+
+    The page is RESULT.html beside the result, unless --html says otherwise; it holds everything and loads nothing.
+    Markdown goes to stdout, or with its plots to --markdown. A file that is no report of ours is never replaced.
+
+    \b
+    transcoder bench report 20260101T120000Z-topology.json
+    transcoder bench report result.json --html page.html --markdown docs/benchmark.md
+    """
+)
+def report(
+    result: Annotated[str, typer.Argument(metavar="RESULT", help="What `topology` or `density` wrote.")],
+    *,
+    html: Page = None,
+    markdown: Marked = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from transcoder.bench import files
+    from transcoder.bench.report import report
+
+    document = report(*files.analysed(result, files.read(result)))
+    _publish(document, html or f"{result.removesuffix('.json')}.html", markdown, overwrite=overwrite)
+
+
+@app.command(
+    help="""Compare two results by what can be compared: each cell's ratio in B over that in A, with its interval.
+
+    Another clip, codec or acceleration is refused. Frames per second are shown side by side, for orientation only.
+
+    \b
+    transcoder bench compare tuesday.json friday.json --html compared.html
+    """
+)
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The result to compare with.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The result to compare.")],
+    *,
+    html: Page = None,
+    markdown: Marked = None,
+    overwrite: Overwrite = False,
+) -> None:
+    from transcoder.bench import files
+    from transcoder.bench.compare import Side, compare, refuse_unlike
+
+    read = [(name, files.read(name)) for name in (a, b)]
+    refuse_unlike(*read)
+    names = [os.path.basename(name) for name in (a, b)]
+    if names[0] == names[1]:
+        names = [a, b] if a != b else ["A", "B"]
+    sides = [Side(name, *files.analysed(name, result)) for name, (_, result) in zip(names, read, strict=True)]
+    _publish(compare(*sides), html, markdown, overwrite=overwrite)
+
+
+def _publish(document: Document, html: str | None, markdown: str | None, *, overwrite: bool) -> None:
+    """Write what has a file, and Markdown to stdout where it has none."""
+    from urllib.parse import quote
+
+    from transcoder.bench import document as documents
+    from transcoder.bench import files
+    from transcoder.bench.plots import standalone
+
+    if html:
+        files.write(html, documents.html(document), overwrite=overwrite)
+        typer.echo(html, err=True)
+    if not markdown:
+        typer.echo(documents.markdown(document), nl=False)
+        return
+    pictures = {figure.name: f"{markdown.removesuffix('.md')}-{figure.name}.svg" for figure in document.figures}
+    for figure in document.figures:
+        files.write(pictures[figure.name], standalone(figure.wide), overwrite=overwrite)
+    links = {name: quote(os.path.basename(path)) for name, path in pictures.items()}
+    files.write(markdown, documents.markdown(document, links), overwrite=overwrite)
+    typer.echo(markdown, err=True)
