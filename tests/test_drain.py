@@ -126,7 +126,7 @@ def test_a_worker_that_is_told_to_end_while_it_starts_ends_in_order(
     services.Service.start(worker)  # nobody waits for it
     assert worker.process is not None
     try:
-        while not hears(worker.pid, signal.SIGHUP):  # the last; Python itself hears SIGINT from its start
+        while not hears(worker.pid, signal.SIGTERM):  # the last; Python itself hears SIGINT from its start
             time.sleep(0.002)
         time.sleep(after)
         os.kill(worker.pid, sign)
@@ -140,7 +140,8 @@ def test_a_worker_that_is_told_to_end_while_it_starts_ends_in_order(
 @pytest.mark.usefixtures("terminal")
 def test_a_worker_whose_terminal_is_closed_drains_and_does_not_start_anew(crew: Crew) -> None:
     ours, its = os.openpty()
-    worker = services.Worker(crew.redis.url, crew.folder / "worker", [crew.folder], concurrency=1, settings={})
+    buffered = {"PYTHONUNBUFFERED": ""}  # as outside of tests: then Python writes once more at its end
+    worker = services.Worker(crew.redis.url, crew.folder / "worker", [crew.folder], concurrency=1, settings=buffered)
     with subprocess.Popen(
         ["setsid", "--ctty", *worker.command], env=worker.environment, stdin=its, stdout=its, stderr=its
     ) as worker.process:

@@ -368,8 +368,9 @@ def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     return [(str(vars(record).get("event")), record.levelname) for record in caplog.records]
 
 
+@pytest.mark.parametrize("told_by", ["heart", "ledger"])
 def test_a_job_that_was_taken_away_is_left_to_its_new_owner(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told_by: str
 ) -> None:
     def taken_away(*words: Any) -> None:
         parts.ledger.hand_back("a", 1, "as if this worker were dead")
@@ -378,6 +379,8 @@ def test_a_job_that_was_taken_away_is_left_to_its_new_owner(
         parts.heart.start()
         while not permit.cancelled():
             time.sleep(0.01)
+        if told_by == "heart":
+            raise JobCancelled("ffmpeg was ended")
         permit.still_ours()
 
     caplog.set_level("INFO")

@@ -14,6 +14,6 @@ def on_end(hear: Hear) -> None:
 
     SIGHUP is that of a terminal that is closed. Who ignores it from the start (nohup) shall outlive the terminal.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, hear)
