@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from transcoder import signals
 from transcoder.errors import TranscoderError
@@ -34,22 +35,23 @@ def main() -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _write_nowhere()
+        _write_nowhere(sys.stdout)
         return READER_GONE
 
 
 def _flush() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError as gone:
-        if gone.errno != errno.EIO:
-            raise
-        _write_nowhere()  # the terminal was closed, which is nobody's failure
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as gone:
+            if gone.errno != errno.EIO:
+                raise
+            _write_nowhere(stream)  # the terminal was closed, which is nobody's failure
 
 
-def _write_nowhere() -> None:
+def _write_nowhere(stream: TextIO) -> None:
     """Python flushes once more on its way out, and would complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _verb(words: Sequence[str]) -> int:
