@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -81,6 +82,14 @@ def no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("TRANSCODER_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """As started from a terminal that may be closed, even where the tests were not (nohup)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

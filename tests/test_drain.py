@@ -1,8 +1,10 @@
 """The orderly end: what can finish finishes, what cannot is another worker's, and the worker ends with 0 in time."""
 
+import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -109,21 +111,101 @@ def test_a_second_signal_hands_back_at_once(crew: Crew) -> None:
     assert (crew.scratch(), crew.ffmpegs()) == ([], [])
 
 
-@pytest.mark.parametrize("after", [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.1])
-def test_a_worker_that_is_told_to_end_while_it_starts_ends_in_order(crew: Crew, after: float) -> None:
+MOMENTS = [
+    *((signal.SIGTERM, after) for after in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.1)),
+    *((sign, after) for sign in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP) for after in (0.0, 0.4)),
+]
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize(("sign", "after"), MOMENTS)
+def test_a_worker_that_is_told_to_end_while_it_starts_ends_in_order(
+    crew: Crew, sign: signal.Signals, after: float
+) -> None:
     worker = services.Worker(crew.redis.url, crew.folder / "starting", [crew.folder], concurrency=1, settings={})
     services.Service.start(worker)  # nobody waits for it
     assert worker.process is not None
     try:
-        while not hears(worker.pid, signal.SIGTERM):
+        while not hears(worker.pid, signal.SIGTERM):  # the last; Python itself hears SIGINT from its start
             time.sleep(0.002)
         time.sleep(after)
-        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, sign)
         assert worker.process.wait(10) == 0, worker.log()
         assert "Traceback" not in worker.log()
         assert crew.client.workers() == []
     finally:
         worker.kill()
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_worker_whose_terminal_is_closed_drains_and_does_not_start_anew(crew: Crew) -> None:
+    ours, its = os.openpty()
+    buffered = {"PYTHONUNBUFFERED": ""}  # as outside of tests: then Python writes once more at its end
+    worker = services.Worker(crew.redis.url, crew.folder / "worker", [crew.folder], concurrency=1, settings=buffered)
+    with subprocess.Popen(
+        ["setsid", "--ctty", *worker.command], env=worker.environment, stdin=its, stdout=its, stderr=its
+    ) as worker.process:
+        os.close(its)
+        try:
+            worker.wait_until(worker.healthy, "the worker")
+            os.close(ours)
+            assert worker.process.wait(10) == 0
+            assert crew.client.workers() == []
+        finally:
+            worker.kill()
+
+
+def test_a_worker_that_was_started_with_nohup_outlives_its_terminal(crew: Crew) -> None:
+    worker = services.Worker(crew.redis.url, crew.folder / "worker", [crew.folder], concurrency=1, settings={})
+    worker.command = ["nohup", *worker.command]
+    try:
+        worker.start()
+        os.kill(worker.pid, signal.SIGHUP)
+        time.sleep(1)
+        assert worker.healthy()
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
+def test_a_worker_that_drains_is_told_apart_by_its_health_and_sigterm_comes_through(crew: Crew) -> None:
+    first = crew.worker("first", TRANSCODER_GRACE="100")
+    job_id = crew.submit()
+    crew.encoding_on("first", job_id)
+    os.kill(first.pid, signal.SIGHUP)
+    deadline = time.monotonic() + 10
+    while first.healthy():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert crew.client.status(job_id).phase == "encoding"
+    os.kill(first.pid, signal.SIGTERM)
+    assert first.process is not None
+    assert first.process.wait(10) == 0, first.log()
+    assert crew.client.status(job_id).state == "queued"
+
+
+def test_whoever_asks_a_worker_where_it_stands_is_answered_and_it_goes_on(crew: Crew) -> None:
+    worker = crew.worker("only")
+    os.kill(worker.pid, signal.SIGUSR1)
+    worker.wait_until(lambda: "Current thread" in worker.log(), "the stack")
+    assert worker.healthy()
+
+
+def test_all_that_a_worker_writes_on_stdout_is_json(tmp_path: Path, make_clip: MakeClip) -> None:
+    source = make_clip("testsrc2=s=160x120:r=25:d=0.4", audio=False)
+    with (
+        services.private_redis(tmp_path / "redis", appendonly=True) as redis,
+        a_crew(redis, tmp_path, source) as crew,
+    ):
+        worker = crew.worker("only", TRANSCODER_LOG_FORMAT="json")
+        redis.kill()
+        worker.wait_until(lambda: "Cannot connect" in worker.log(), "the consumer's complaint")
+        redis.start()
+        crew.end(crew.submit())
+        assert worker.stop() == 0
+        lines = [json.loads(line) for line in worker.log().splitlines()]
+        assert {"published", "draining"} <= {line["event"] for line in lines}
+        assert not [line["message"] for line in lines if "\n" in line["message"]]
 
 
 def hears(pid: int, number: signal.Signals) -> bool:
@@ -146,6 +228,8 @@ def test_a_worker_ends_in_its_grace_time_while_redis_is_away(tmp_path: Path, mak
         os.kill(first.pid, signal.SIGTERM)
         assert first.process is not None
         assert first.process.wait(18) == 0, first.log()
+        assert '"event": "left"' in first.log()
+        assert '"event": "handed_on"' not in first.log(), "Redis heard of nothing"
         assert (crew.scratch(), crew.ffmpegs()) == ([], [])
         redis.start()
         crew.worker("second")

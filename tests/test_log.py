@@ -18,6 +18,7 @@ from transcoder.events import (
     Failed,
     FellBack,
     HandedOn,
+    Lost,
     OutputFacts,
     Planned,
     Probing,
@@ -46,6 +47,7 @@ EVERY: tuple[Event, ...] = (
     Published(ROUTE, (OUTPUT,), "/media/b.json", Timings(total=2.0)),
     Failed(InputMissing("/media/a.mp4 is not there", "Look.")),
     HandedOn("software", "the device failed"),
+    Lost("it is another worker's"),
     PutOff(TargetUnwritable("the disk is full", "Make room."), 10.0),
 )
 
@@ -85,6 +87,7 @@ def test_every_event_is_one_line_of_json_with_the_job(stream: io.StringIO) -> No
         "published",
         "failed",
         "handed_on",
+        "lost",
         "put_off",
     ]
     assert {line["job"] for line in found} == {"ab12"}
@@ -146,6 +149,15 @@ def test_no_line_shows_the_password_of_the_broker(stream: io.StringIO, form: log
     log.write("ready", "ready", broker=address)
     assert "geheim" not in stream.getvalue()
     assert "@host" in stream.getvalue()
+
+
+def test_a_line_of_celery_is_one_sentence_and_a_name_in_ours_stays_as_it_is(stream: io.StringIO) -> None:
+    log.configure("json", "info", stream)
+    logging.getLogger("celery.worker").error("cannot connect.\n%s\n", "Trying again in 1 second.")
+    log.write("probing", "probing /media/a\nb.mp4")
+    celery, ours = lines(stream)
+    assert celery["message"] == "cannot connect. Trying again in 1 second."
+    assert ours["message"] == "probing /media/a\nb.mp4"
 
 
 def test_lines_of_celery_and_warnings_go_the_same_way(stream: io.StringIO) -> None:

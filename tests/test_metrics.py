@@ -13,7 +13,7 @@ from tests.services import LOOPBACK
 from transcoder import metrics, placement, usage
 from transcoder.command import Route
 from transcoder.errors import InputMissing, JobCancelled, NoRouteWorked, SettingsError
-from transcoder.events import Failed, FellBack, HandedOn, OutputFacts, Probing, Published, Started, Timings
+from transcoder.events import Failed, FellBack, HandedOn, Lost, OutputFacts, Probing, Published, Started, Timings
 from transcoder.faults import FaultClass
 from transcoder.ledger import Figures, QueueFigures
 from transcoder.metrics import Endpoint, Fleet, Metrics
@@ -122,6 +122,15 @@ def test_a_second_end_of_one_job_does_not_count(worker: Metrics) -> None:
     assert value(worker, "transcoder_job_seconds_count", result="failed") == 1
 
 
+def test_a_job_that_was_lost_to_another_worker_counts_as_such_and_not_as_failed(worker: Metrics) -> None:
+    emit = worker.listener(SPEC)
+    for event in (Started(VAAPI), Lost("it is published, attempt 2")):
+        emit(event)
+    assert value(worker, "transcoder_job_seconds_count", result="lost") == 1
+    assert value(worker, "transcoder_job_seconds_count", result="failed") == 0
+    assert value(worker, "transcoder_active_jobs") == 0
+
+
 def test_a_job_that_was_handed_on_counts_as_such_and_not_as_failed(worker: Metrics) -> None:
     emit = worker.listener(SPEC)
     for event in (Started(VAAPI), FellBack(VAAPI, FaultClass.HARDWARE, "no", 0.1), HandedOn("software", "why")):
@@ -196,8 +205,10 @@ def test_a_scrape_succeeds_without_queue_figures_while_redis_is_away() -> None:
 
 
 @contextmanager
-def opened(worker: Metrics, healthy: Callable[[], bool] = lambda: True, host: str = LOOPBACK) -> Iterator[Endpoint]:
-    endpoint = metrics.serve(worker, 0, host, healthy)
+def opened(
+    worker: Metrics, unwell: Callable[[], str | None] = lambda: None, host: str = LOOPBACK
+) -> Iterator[Endpoint]:
+    endpoint = metrics.serve(worker, 0, host, unwell)
     try:
         yield endpoint
     finally:
@@ -214,22 +225,24 @@ def get(endpoint: Endpoint, path: str, method: str = "GET") -> tuple[int, str]:
             return refused.code, refused.read().decode()
 
 
-def broken() -> bool:
+def broken() -> str | None:
     raise RuntimeError("cannot tell")
 
 
 @pytest.mark.parametrize(
-    ("healthy", "status"),
+    ("unwell", "status", "words"),
     [
-        pytest.param(lambda: True, 200, id="200 when well"),
-        pytest.param(lambda: False, 503, id="503 when not"),
-        pytest.param(broken, 503, id="503 when it cannot tell"),
+        pytest.param(lambda: None, 200, "ok\n", id="200 when well"),
+        pytest.param(lambda: "it sleeps", 503, "it sleeps\n", id="503 and why when not"),
+        pytest.param(broken, 503, "RuntimeError: cannot tell\n", id="503 when it cannot tell"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_healthz_answers(worker: Metrics, healthy: Callable[[], bool], status: int, method: str) -> None:
-    with opened(worker, healthy) as endpoint:
-        assert get(endpoint, "/healthz", method)[0] == status
+def test_healthz_answers(
+    worker: Metrics, unwell: Callable[[], str | None], status: int, words: str, method: str
+) -> None:
+    with opened(worker, unwell) as endpoint:
+        assert get(endpoint, "/healthz", method) == (status, words if method == "GET" else "")
 
 
 def test_other_paths_are_not_found_and_a_head_of_the_metrics_is_answered(worker: Metrics) -> None:
@@ -240,7 +253,7 @@ def test_other_paths_are_not_found_and_a_head_of_the_metrics_is_answered(worker:
 
 def test_a_port_that_is_taken_is_an_error_of_the_setting(worker: Metrics) -> None:
     with opened(worker) as endpoint, pytest.raises(SettingsError, match="Address already in use") as refused:
-        metrics.serve(worker, endpoint.port, LOOPBACK, lambda: True)
+        metrics.serve(worker, endpoint.port, LOOPBACK, lambda: None)
     assert "TRANSCODER_METRICS_PORT" in refused.value.next_step
 
 

@@ -202,7 +202,8 @@ def test_hardware_comes_before_software_and_priority_before_both(redis: services
     assert (set(order[:2]), set(order[2:])) == ({"software/6", "hw.av1/5"}, {"hw.h264/5", "software/5"})
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
+@pytest.mark.usefixtures("terminal")
 def test_a_signal_ends_the_worker_in_order_and_loses_no_message(
     redis: services.Redis, tmp_path: Path, sign: signal.Signals
 ) -> None:

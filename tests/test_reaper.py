@@ -458,6 +458,7 @@ def test_a_stopped_worker_that_wakes_up_late_publishes_nothing_and_stops_its_ffm
         time.sleep(0.02)
     assert (crew.end(job_id).state, crew.client.status(job_id).attempts) == ("published", 2)
     assert '"event": "lost"' in first.log()
+    assert '"event": "failed"' not in first.log()
     assert crew.scratch() == []
 
 

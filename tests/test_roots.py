@@ -41,6 +41,13 @@ def test_what_lies_elsewhere_is_refused_with_the_roots_named(path: str) -> None:
     assert "TRANSCODER_MEDIA_ROOTS" in caught.value.next_step
 
 
+@pytest.mark.parametrize(("path", "elsewhere"), [("/etc/passwd", True), ("/media/../etc/passwd", False)])
+def test_another_host_may_have_other_roots_but_allows_no_climbing_either(path: str, elsewhere: bool) -> None:
+    with pytest.raises(PathRefused) as caught:
+        refuse_outside(path, ("/media",))
+    assert caught.value.of_this_host is elsewhere
+
+
 def test_the_root_of_all_holds_everything() -> None:
     refuse_outside("/etc/passwd", ("/",))
 

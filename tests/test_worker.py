@@ -241,6 +241,17 @@ def test_a_worker_without_media_roots_refuses_to_start(redis: services.Redis) ->
     assert "TRANSCODER_MEDIA_ROOTS is not set" in ended.stderr
 
 
+def test_a_worker_whose_media_are_not_there_refuses_to_start_and_takes_no_job(
+    redis: services.Redis, short: Path, tmp_path: Path
+) -> None:
+    client = Client(redis.url)
+    job_id = client.submit(JobSpec(source=str(short), target=str(tmp_path / "out.mp4")))
+    ended = started_alone(redis, TRANSCODER_MEDIA_ROOTS=f"{tmp_path}:/no/media")
+    assert ended.returncode == 18
+    assert "the media root '/no/media' cannot be used: No such file or directory" in ended.stderr
+    assert client.status(job_id).state == "queued"
+
+
 def test_a_worker_without_ffmpeg_ends_and_keeps_no_job(redis: services.Redis, short: Path, tmp_path: Path) -> None:
     client = Client(redis.url)
     job_id = client.submit(JobSpec(source=str(short), target=str(tmp_path / "out.mp4")))
@@ -352,7 +363,15 @@ def test_a_bug_fails_the_job_and_not_the_worker(parts: Parts, monkeypatch: pytes
     assert "ZeroDivisionError: oh" in parts.fields()["error"]
 
 
-def test_a_job_that_was_taken_away_is_left_to_its_new_owner(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """The events in the log, with their levels."""
+    return [(str(vars(record).get("event")), record.levelname) for record in caplog.records]
+
+
+@pytest.mark.parametrize("told_by", ["heart", "ledger"])
+def test_a_job_that_was_taken_away_is_left_to_its_new_owner(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told_by: str
+) -> None:
     def taken_away(*words: Any) -> None:
         parts.ledger.hand_back("a", 1, "as if this worker were dead")
         assert isinstance(parts.ledger.claim("a", "another", SCHEMA), Claimed)
@@ -360,13 +379,37 @@ def test_a_job_that_was_taken_away_is_left_to_its_new_owner(parts: Parts, monkey
         parts.heart.start()
         while not permit.cancelled():
             time.sleep(0.01)
+        if told_by == "heart":
+            raise JobCancelled("ffmpeg was ended")
         permit.still_ours()
 
+    caplog.set_level("INFO")
     monkeypatch.setattr(worker, "transcode", taken_away)
     parts.submit()
     parts.worker.run("a")
     parts.heart.stop()
+    assert [(event, level) for event, level in told(caplog) if event in {"lost", "failed"}] == [("lost", "WARNING")]
+    registry = parts.equipped.result().metrics.registry
+    assert registry.get_sample_value("transcoder_job_seconds_count", {"result": "lost"}) == 1
+    assert registry.get_sample_value("transcoder_job_seconds_count", {"result": "failed"}) == 0
+    assert registry.get_sample_value("transcoder_active_jobs") == 0
     assert (parts.fields()["state"], parts.fields()["owner"], parts.fields()["attempt"]) == ("running", "another", "2")
+
+
+@pytest.mark.parametrize("wrong", [InputMissing("gone"), JobCancelled("stopped"), ZeroDivisionError("a bug")])
+def test_a_failure_that_the_record_refuses_is_another_workers_and_not_told_as_one(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: Exception
+) -> None:
+    def fails_late(*_: Any) -> None:
+        parts.ledger.hand_back("a", 1, "as if this worker were dead")
+        raise wrong
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(worker, "transcode", fails_late)
+    parts.submit()
+    parts.worker.run("a")
+    assert parts.fields()["state"] == "queued"
+    assert {"lost", "failed", "cancelled"} & {event for event, _ in told(caplog)} == {"lost"}
 
 
 def test_a_target_that_another_job_has_is_refused_before_encoding(
@@ -525,6 +568,62 @@ def test_a_job_that_requires_hardware_goes_to_another_device_or_fails(
     assert went(parts) == end
     if end[0] == "failed":
         assert type(error).__name__ in parts.fields()["error"]
+
+
+UNSEEN = InputMissing("the source '/media/in.mkv' cannot be used", "Mount it.", of_this_host=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "others", "end"),
+    [
+        pytest.param(UNSEEN, "prefer", ("hw.h264", "software"), ("queued", "hw.h264"), id="another may see it"),
+        pytest.param(UNSEEN, "prefer", ("software",), ("queued", "software"), id="if only one for software"),
+        pytest.param(UNSEEN, "require", ("software",), ("failed", "hw.h264"), id="which shall not have it"),
+        pytest.param(UNSEEN, "prefer", (), ("failed", "hw.h264"), id="there is no other"),
+        pytest.param(InputMissing("it is empty"), "prefer", ("hw.h264",), ("failed", "hw.h264"), id="all see the same"),
+    ],
+)
+def test_a_job_whose_files_this_host_does_not_see_goes_to_another_worker_or_fails(
+    parts: Parts,
+    monkeypatch: pytest.MonkeyPatch,
+    error: TranscoderError,
+    policy: str,
+    others: tuple[str, ...],
+    end: tuple[str, str],
+) -> None:
+    monkeypatch.setattr(worker, "transcode", encodes("software", then=error))
+    serve(parts, "me", "hw.h264", "software")
+    serve(parts, "other", *others)
+    parts.submit(acceleration={"policy": policy})
+    parts.worker.run("a")
+    assert went(parts) == end
+
+
+def test_a_job_whose_files_two_workers_do_not_see_fails_though_a_third_lives(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "transcode", encodes("software", then=UNSEEN))
+    for owner in ("me", "other", "third"):
+        serve(parts, owner, "hw.h264")
+    parts.submit()
+    parts.worker.run("a")
+    parts.worker.run("a")
+    assert (went(parts)[0], parts.fields()["attempt"]) == ("queued", "1"), "it does not get back what it handed on"
+    parts.heart.owner = "other"
+    parts.worker.run("a")
+    assert (went(parts)[0], parts.fields()["attempt"]) == ("failed", "2")
+    assert "InputMissing" in parts.fields()["error"]
+
+
+def test_a_worker_that_has_lost_its_media_gives_the_job_back(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "transcode", encodes("software", then=UNSEEN))
+    gone = worker.Worker(
+        *(parts.ledger, parts.heart, parts.equipped, Policy(("/media",))), media_gone=lambda: "the media root is gone"
+    )
+    parts.submit()
+    gone.run("a")
+    assert went(parts) == ("queued", "hw.h264")
+    assert parts.ledger.record("a").history[-1].detail == "the media root is gone"
 
 
 def test_a_job_asks_redis_nothing_while_it_runs(parts: Parts, redis: services.Redis) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import json
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
+from transcoder import signals
 from transcoder.errors import TranscoderError
 
 INTERRUPTED = 130
@@ -27,19 +31,35 @@ def main() -> int:
             _report(error, as_json="--json" in words)
             return error.exit_code
         finally:
-            sys.stdout.flush()
+            _flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes once more on its way out, and would complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere(sys.stdout)
         return READER_GONE
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as gone:
+            if gone.errno != errno.EIO:
+                raise
+            _write_nowhere(stream)  # the terminal was closed, which is nobody's failure
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    """Python flushes once more on its way out, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _verb(words: Sequence[str]) -> int:
     if words[:1] == ["worker"]:
         # until Celery listens, which takes a second: it holds no job yet and has nothing to wait for
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signals.on_end(lambda *_: sys.exit(0))
+        # where every thread is, on stderr: a worker that stands still is asked before it is killed
+        faulthandler.register(signal.SIGUSR1)
         # past typer and rich, which would make up a quarter of a worker's start
         from transcoder.worker import main as work
 

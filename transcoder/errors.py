@@ -11,16 +11,27 @@ from typing import ClassVar
 
 
 class TranscoderError(Exception):
-    """Something the caller can act on: `what` names the thing and the cause, `next_step` says what to do."""
+    """Something the caller can act on: `what` names the thing and the cause, `next_step` says what to do.
+
+    `of_this_host` says that it may be otherwise on another host, where other folders are mounted or media roots named.
+    """
 
     exit_code: ClassVar[int] = 1
     summary: ClassVar[str] = "unexpected error"
 
-    def __init__(self, what: str, next_step: str = "", evidence: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        next_step: str = "",
+        evidence: Mapping[str, object] | None = None,
+        *,
+        of_this_host: bool = False,
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.next_step = next_step
         self.evidence = dict(evidence or {})
+        self.of_this_host = of_this_host
 
     def __str__(self) -> str:
         return f"{self.what}\n  {self.next_step}" if self.next_step else self.what

@@ -179,8 +179,26 @@ class HandedOn:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The job is not this worker's any more: what becomes of it is another's to say."""
+
+    why: str
+
+
 Event: TypeAlias = (
-    Probing | Planned | Started | Advanced | Verifying | FellBack | Publishing | Published | Failed | PutOff | HandedOn
+    Probing
+    | Planned
+    | Started
+    | Advanced
+    | Verifying
+    | FellBack
+    | Publishing
+    | Published
+    | Failed
+    | PutOff
+    | HandedOn
+    | Lost
 )
 Emit: TypeAlias = Callable[[Event], None]
 
@@ -196,7 +214,7 @@ def phase(event: Event) -> str | None:
             return "verifying"
         case Publishing():
             return "publishing"
-        case Published() | Failed() | PutOff() | HandedOn():
+        case Published() | Failed() | PutOff() | HandedOn() | Lost():
             return "done"
         case Planned() | FellBack():
             return None

@@ -91,7 +91,7 @@ local function retire(id)
   redis.call('DEL', message_key(id))
   redis.call('ZREM', 'transcoder:aside', id)
   redis.call('ZREM', 'transcoder:later', id)
-  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried', 'again')
+  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried', 'once', 'again')
   redis.call('HSET', job_key(id), 'finished', at(now))
   local token = field(id, 'token')
   if token then redis.call('EXPIRE', token_key(token), RETENTION) end
@@ -411,10 +411,12 @@ function operations.put_off(ask)
 end
 
 -- to the first of these queues that another worker serves, which has not handed the job on itself. A worker never gets
--- back what it handed on, so a job cannot go in circles.
+-- back what it handed on, so a job cannot go in circles. With `once` only the first who asks for that hands it on: where
+-- its files are missing on two hosts, they are missing.
 function operations.hand_on(ask)
   local refusal = not_held(ask.id, ask.fence)
   if refusal then return refusal end
+  if ask.once and redis.call('HSETNX', job_key(ask.id), 'once', 1) == 0 then return told_by_live({'nowhere'}) end
   local tried, owner = cjson.decode(field(ask.id, 'tried') or '[]'), field(ask.id, 'owner')
   if not has_tried(ask.id, owner) then tried[#tried + 1] = owner end
   redis.call('HSET', job_key(ask.id), 'tried', cjson.encode(tried))

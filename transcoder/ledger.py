@@ -523,16 +523,19 @@ class Ledger:
         }
         self._held(report.job_id, self._change("put_off", **_given(words), **_reported(report)))
 
-    def hand_on(self, job_id: str, fence: int, queues: Sequence[str], why: str) -> str | list[Told]:
+    def hand_on(
+        self, job_id: str, fence: int, queues: Sequence[str], why: str, *, once: bool = False
+    ) -> str | list[Told]:
         """Put a running job on the first of these queues that a live worker serves which has not handed it on itself.
 
         Its holder never gets it back, so that no job goes in circles. Gives the queue; or, where there is no such
-        worker, what those say of themselves that live: then nothing was changed.
+        worker, what those say of themselves that live: then nothing was changed. What is handed on `once` is so only
+        the first time that this is asked for the job.
 
         Raises:
             TransitionRefused: the job is not this worker's any more.
         """
-        asked = self._change("hand_on", id=job_id, fence=str(fence), queues=list(queues), why=why)
+        asked = self._change("hand_on", id=job_id, fence=str(fence), queues=list(queues), why=why, once=once)
         answer = self._held(job_id, asked)
         return str(answer[1]) if answer[0] == "ok" else [_told(text) for text in answer[1:]]
 

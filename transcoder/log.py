@@ -21,6 +21,7 @@ from transcoder.events import (
     Failed,
     FellBack,
     HandedOn,
+    Lost,
     Planned,
     Probing,
     Published,
@@ -76,7 +77,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": getattr(record, "event", record.name),
             **({"job": job} if job else {}),
-            "message": record.getMessage(),
+            "message": _message(record),
             **({"traceback": self.formatException(record.exc_info)} if record.exc_info else {}),
         }
         first = ("time", "level", "event", "job")
@@ -91,7 +92,7 @@ class TextLines(logging.Formatter):
         """The line of a record, with its traceback below."""
         who = getattr(record, "job", None) or record.name
         # a file's name may hold anything: it shall not break lines or steer the terminal
-        message = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", record.getMessage())
+        message = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", _message(record))
         line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname.lower():7} {who}  {message}"
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
         return without_passwords(line + trace)
@@ -100,6 +101,11 @@ class TextLines(logging.Formatter):
 def without_passwords(text: str) -> str:
     """The text with the password of every address in it struck out."""
     return _PASSWORD.sub(r"\1:**@", text)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """What a record says. Celery breaks lines within a sentence and after it."""
+    return record.getMessage() if hasattr(record, "event") else " ".join(record.getMessage().split())
 
 
 def _name(event: Event) -> str:
@@ -139,6 +145,8 @@ def _line(event: Event) -> tuple[int, str, dict[str, Any]]:  # noqa: PLR0911, PL
             return logging.WARNING, told, {"seconds": seconds, "error": error.as_record()}
         case HandedOn(queue, why):
             return logging.INFO, f"handed on to {queue}: {why}", {"queue": queue, "why": why}
+        case Lost(why):
+            return logging.WARNING, why, {"why": why}
         case Failed(error):
             return logging.ERROR, f"failed: {error.what}", {"error": error.as_record()}
         case _:

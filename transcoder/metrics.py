@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from transcoder import placement
 from transcoder.command import Route
 from transcoder.errors import JobCancelled, Quarantined, SettingsError, TranscoderError
-from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Published, PutOff, Started
+from transcoder.events import Emit, Event, Failed, FellBack, HandedOn, Lost, Published, PutOff, Started
 from transcoder.spec import JobSpec
 
 
@@ -99,7 +99,7 @@ _DOCUMENTED = (
         "counter",
         ("result", "route", "codec", "device", "fault"),
         "Jobs that ended on this worker. result: published, failed, quarantined, cancelled, handed on (to another "
-        "worker), put off (tried again later). route: "
+        "worker), put off (tried again later), lost (it was another worker's by then, which counts its end). route: "
         "the last one taken, or none. codec: what was asked, several joined by +. device: its PCI address, cpu, or "
         "none. fault: why a job failed, as the class of its last fault or else the error's name; none for the others.",
     ),
@@ -347,6 +347,9 @@ class _Job:
             case HandedOn():
                 self._fall(to="another worker")
                 self._end("handed on", self.route, "none")
+            case Lost():
+                self._fall(to="another worker")
+                self._end("lost", self.route, "none")
             case PutOff(error):
                 self._fall(to="none")
                 self._end("put off", self.route, self._why(error))
@@ -428,7 +431,7 @@ class _Requests(MetricsHandler):
     """Answers GET and HEAD of /metrics and /healthz."""
 
     timeout = 10  # seconds, so that a client that says nothing holds no thread
-    healthy: Callable[[], bool]
+    unwell: Callable[[], str | None]
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -437,17 +440,18 @@ class _Requests(MetricsHandler):
         elif path == "/metrics":
             self._answer(HTTPStatus.OK, "")
         elif path == "/healthz":
-            self._answer(*((HTTPStatus.OK, "ok\n") if self._is_healthy() else (HTTPStatus.SERVICE_UNAVAILABLE, "no\n")))
+            why = self._why_unwell()
+            self._answer(*((HTTPStatus.SERVICE_UNAVAILABLE, f"{why}\n") if why else (HTTPStatus.OK, "ok\n")))
         else:
             self._answer(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz\n")
 
     do_HEAD = do_GET
 
-    def _is_healthy(self) -> bool:
+    def _why_unwell(self) -> str | None:
         try:
-            return type(self).healthy()
-        except Exception:  # whatever stops the answer, it is not a healthy one
-            return False
+            return type(self).unwell()
+        except Exception as wrong:  # whatever stops the answer, it is not a healthy one
+            return f"{type(wrong).__name__}: {wrong}"
 
     def _answer(self, status: HTTPStatus, text: str) -> None:
         self.send_response(status)
@@ -472,13 +476,13 @@ class Endpoint:
         self._server.server_close()
 
 
-def serve(metrics: Metrics, port: int, host: str, healthy: Callable[[], bool]) -> Endpoint:
-    """Answers /metrics and /healthz (200, or 503 where `healthy` says no) from threads of its own.
+def serve(metrics: Metrics, port: int, host: str, unwell: Callable[[], str | None]) -> Endpoint:
+    """Answers /metrics and /healthz (200, or 503 with what `unwell` says) from threads of its own.
 
     Raises:
         SettingsError: the port cannot be opened.
     """
-    handler = type("Requests", (_Requests,), {"registry": metrics.registry, "healthy": staticmethod(healthy)})
+    handler = type("Requests", (_Requests,), {"registry": metrics.registry, "unwell": staticmethod(unwell)})
     server = type("Server", (_Server,), {"address_family": AF_INET6 if ":" in host else AF_INET})
     try:
         return Endpoint(server((host, port), handler))

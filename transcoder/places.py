@@ -1,4 +1,4 @@
-"""Two of Celery's parts, amended: the pool of threads gets a bell, and the consumer looks for Redis more often."""
+"""Celery's parts, amended: a bell for the pool of threads, a consumer that looks for Redis more often, no signals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from celery.apps.worker import Worker
 from celery.concurrency.thread import TaskPool
 from celery.worker.consumer import Consumer
 
@@ -18,6 +19,17 @@ RECONNECT = 1.0
 """Seconds between two attempts to reach a Redis that is away."""
 
 _TOLD_EVERY = 60
+
+
+class Program(Worker):
+    """Leaves the signals alone, which are ours.
+
+    Celery's own handlers write plain text on stdout, among the lines of the log; SIGHUP starts the program anew, and
+    SIGINT and SIGQUIT cancel what runs, which a pool of threads cannot.
+    """
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Celery sets its handlers here."""
 
 
 class Patient(Consumer):

@@ -95,7 +95,8 @@ def fingerprint(path: str, policy: Policy) -> Fingerprint:
             file.seek(max(0, state.st_size - _EDGE))
             ends.update(file.read(_EDGE))
     except OSError as error:
-        raise InputMissing(f"the source {path!r} cannot be read: {error.strerror}", _MISSING) from None
+        what = f"the source {path!r} cannot be read: {error.strerror}"
+        raise InputMissing(what, _MISSING, of_this_host=True) from None
     return Fingerprint(state.st_size, state.st_mtime_ns, state.st_ino, ends.hexdigest())
 
 
@@ -171,7 +172,8 @@ def _refuse_unless_regular(path: str) -> None:
     try:
         state = os.stat(path)
     except OSError as error:
-        raise InputMissing(f"the source {path!r} cannot be used: {error.strerror}", _MISSING) from None
+        what = f"the source {path!r} cannot be used: {error.strerror}"
+        raise InputMissing(what, _MISSING, of_this_host=True) from None
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     if not stat.S_ISREG(state.st_mode):
         kind = next((name for test, name in kinds.items() if test(state.st_mode)), "a device")
@@ -179,7 +181,7 @@ def _refuse_unless_regular(path: str) -> None:
     if state.st_size == 0:
         raise InputMissing(f"the source {path!r} is empty", "Copy it again; 0 bytes arrived.")
     if not os.access(path, os.R_OK):
-        raise InputMissing(f"the source {path!r} may not be read by this user", _MISSING)
+        raise InputMissing(f"the source {path!r} may not be read by this user", _MISSING, of_this_host=True)
 
 
 def _unreadable(path: str, stderr: str) -> InputRefused | InputUnreadable:

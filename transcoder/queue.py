@@ -10,16 +10,13 @@ import base64
 import json
 import logging
 import secrets
-import signal
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from threading import Event
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from transcoder import ledger
+from transcoder import ledger, signals
 from transcoder.ledger import Message
 from transcoder.machine import SOFTWARE
 from transcoder.placement import QUEUES, queue_name
@@ -140,14 +137,23 @@ def consume(
     `served` is asked for the names of the queues every time before a job is taken; `bell.ring` after a change makes it
     heard sooner. `ready` is called when the first message may come.
 
-    SIGTERM, SIGINT and SIGQUIT let it take no more, and return when the running jobs have ended; `ending` is called at
-    each of them, in the signal's handler. Gives the exit code, 0 after a signal.
+    A signal to end lets it take no more, and return when the running jobs have ended; `ending` is called at each, in
+    the signal's handler. Gives the exit code, 0 after a signal.
     """
-    from celery import signals
     from celery.exceptions import SecurityWarning
+    from celery.signals import setup_logging, worker_ready
+    from celery.worker import state
 
-    import_module("celery.worker.state")
+    from transcoder.places import Program
+
     _imported.set()
+
+    def hear(*_: object) -> None:
+        # not by `stop`: at the lock of its event a second signal, in the midst of the first, would wait for itself
+        state.should_stop = 0  # type: ignore[assignment] # its stub knows only the value at first
+        ending()
+
+    signals.on_end(hear)
     # about running as root, which is dangerous with pickle; here is only JSON
     warnings.simplefilter("ignore", SecurityWarning)
     app = app_for(broker_url, served)
@@ -157,24 +163,14 @@ def consume(
         """A receiver of this signal makes Celery leave the loggers alone."""
 
     def consuming(**_: object) -> None:
-        warm = signal.getsignal(signal.SIGTERM)
-
-        def hear(number: int, frame: FrameType | None) -> None:
-            if callable(warm):
-                warm(number, frame)
-            ending()
-
-        # Celery's own SIGINT and SIGQUIT cancel what runs, which a pool of threads cannot
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, hear)
         ready()
 
-    signals.setup_logging.connect(log_is_configured, weak=False)
-    signals.worker_ready.connect(consuming, weak=False)
+    setup_logging.connect(log_is_configured, weak=False)
+    worker_ready.connect(consuming, weak=False)
     # two lines of Celery for every job, beside our own
     logging.getLogger("celery").setLevel(max(logging.WARNING, logging.getLogger().level))
     options = {"without_gossip": True, "without_mingle": True, "without_heartbeat": True, "quiet": True}
-    worker = app.Worker(hostname=name, concurrency=concurrency, **options)
+    worker = Program(app=app, hostname=name, concurrency=concurrency, **options)
     worker.start()
     return int(worker.exitcode or 0)
 

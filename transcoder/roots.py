@@ -14,8 +14,10 @@ def refuse_outside(path: str, roots: Sequence[str]) -> None:
     Raises:
         PathRefused: it has `..` in it or lies in none of the roots.
     """
-    if ".." in path.split("/") or not any(_inside(path, root) for root in roots):
-        raise PathRefused(f"{path!r} is outside the media roots ({_listed(roots)})", _ADVICE)
+    climbs = ".." in path.split("/")
+    if climbs or not any(_inside(path, root) for root in roots):
+        what = f"{path!r} is outside the media roots ({_listed(roots)})"
+        raise PathRefused(what, _ADVICE, of_this_host=not climbs)
 
 
 def refuse_leading_out(path: str, roots: Sequence[str]) -> None:
@@ -27,7 +29,8 @@ def refuse_leading_out(path: str, roots: Sequence[str]) -> None:
     refuse_outside(path, roots)
     real = os.path.realpath(path)
     if not any(_inside(real, os.path.realpath(root)) for root in roots):
-        raise PathRefused(f"{path!r} leads to {real!r}, outside the media roots ({_listed(roots)})", _ADVICE)
+        what = f"{path!r} leads to {real!r}, outside the media roots ({_listed(roots)})"
+        raise PathRefused(what, _ADVICE, of_this_host=True)
 
 
 _ADVICE = "Move the file under a root, or add its folder to TRANSCODER_MEDIA_ROOTS."

@@ -37,14 +37,22 @@ class Post:
 class Station:
     """One worker's abilities, from the moment when the first of them is known. Safe to share between threads.
 
-    `changed` is called when other queues are served than before.
+    `changed` is called when other queues are served than before. While `obstacle` gives a reason none is.
     """
 
-    def __init__(self, post: Post, policy: Policy, rules: Rules, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        post: Post,
+        policy: Policy,
+        rules: Rules,
+        changed: Callable[[], None] = lambda: None,
+        obstacle: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._post = post
         self._policy = policy
         self._rules = rules
         self._changed = changed
+        self.obstacle = obstacle
         self._lock = Lock()
         self._proved: Machine | None = None
         self._serves: Serves | None = None
@@ -97,8 +105,8 @@ class Station:
         return self._serves or "software"
 
     def queues(self) -> tuple[str, ...]:
-        """The names on the broker of the queues that are served now; none before the first look."""
-        if self._proved is None:
+        """The names on the broker of the queues that are served now; none before the first look, or by an obstacle."""
+        if self._proved is None or self.obstacle():
             return ()
         return tuple(placement.queue_name(queue) for queue in placement.served(self.machine(), self.serves))
 

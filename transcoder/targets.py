@@ -60,15 +60,15 @@ def _refuse_folder(folder: str, what: str) -> None:
     try:
         state = os.stat(folder)
     except OSError as error:
-        raise TargetUnwritable(
-            f"{what} {folder!r} cannot be used: {error.strerror}", "Make the folder first."
-        ) from None
+        why = f"{what} {folder!r} cannot be used: {error.strerror}"
+        raise TargetUnwritable(why, "Make the folder first.", of_this_host=True) from None
     if not stat.S_ISDIR(state.st_mode):
         raise TargetUnwritable(f"{what} {folder!r} is not a folder", "Name a folder.")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise TargetUnwritable(
             f"{what} {folder!r} cannot be read and written by user {os.geteuid()}",
             "Give this user permission, or mount the volume read-write.",
+            of_this_host=True,
         )
 
 

@@ -50,6 +50,7 @@ from transcoder.events import (
     Failed,
     FellBack,
     HandedOn,
+    Lost,
     Planned,
     PutOff,
     Started,
@@ -61,6 +62,7 @@ from transcoder.job import transcode
 from transcoder.ledger import Claimed, Ledger, Newer, Report, TakenBack, Told, connect
 from transcoder.machine import SOFTWARE
 from transcoder.manifest import Attempt
+from transcoder.mounts import Mounts
 from transcoder.placement import Serves
 from transcoder.policy import Policy
 from transcoder.reaper import Reaper
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`transcoder worker`: work until a signal. Gives the exit code.
 
     Raises:
-        SettingsError: a variable is wrong, the media roots are not set, or the capacity file cannot be used.
+        SettingsError: a variable is wrong, a media root is not set or not there, or the capacity file cannot be used.
         FfmpegMissing: ffmpeg is missing or too old; no job was taken.
         NoRoute: only hardware is to be served, and no device here proved anything.
     """
@@ -149,7 +151,9 @@ def _work(chosen: Settings, post: Post) -> int:
     slower = chosen.software_slower if chosen.order == "effort" else None
     heart = Heart(ledger, owner, chosen.prefer_wait, chosen.rise, slower)
     rules = Rules(chosen.breaker_faults, chosen.breaker_window, chosen.breaker_cooldown)
-    station = Station(post, policy, rules, changed=heart.changed)
+    media = Mounts(policy.roots, changed=heart.changed)
+    media.start()
+    station = Station(post, policy, rules, changed=heart.changed, obstacle=media.trouble)
     redis = connect(chosen.broker_url)
     share = Share(Slots(redis), budgets, Space(redis))
     equipped: Future[Equipment] = Future()
@@ -163,7 +167,7 @@ def _work(chosen: Settings, post: Post) -> int:
     drain = Drain(chosen.grace, heart.held)
     drain.start()
     patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
-    run = Worker(ledger, heart, equipped, policy, patience, drain.over).run
+    run = Worker(ledger, heart, equipped, policy, patience, drain.over, media_gone=media.look).run
     try:
         code = queue.consume(
             chosen.broker_url,
@@ -241,7 +245,7 @@ def _look(
     heart.hopped = gathered.hopped
     close: Callable[[], None] = lambda: None  # noqa: E731
     if chosen.metrics_port:
-        close = metrics.serve(gathered, chosen.metrics_port, chosen.metrics_host, heart.beats).close
+        close = metrics.serve(gathered, chosen.metrics_port, chosen.metrics_host, heart.unwell).close
     equipped.set_result(Equipment(station, share, gathered, close))
     _say_budget(share, None)
     station.open(machine)
@@ -311,6 +315,8 @@ class Worker:
         policy: Policy,
         patience: Patience | None = None,
         over: threading.Event | None = None,
+        *,
+        media_gone: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._heart = heart
@@ -318,6 +324,7 @@ class Worker:
         self._policy = policy
         self._patience = patience or Patience()
         self._over = over
+        self._media_gone = media_gone
 
     def run(self, job_id: str) -> None:
         """Do what the message asks, if the record says that it is still to be done. Raises nothing but bugs."""
@@ -335,8 +342,7 @@ class Worker:
                     lost_workers=self._patience.lost_workers,
                     over=self._over,
                 )
-                # suppressed: what the record's new owner does with the job is not ours to say
-                with self._heart.watching(held), suppress(TransitionRefused, JobUnknown):
+                with self._heart.watching(held):
                     self._transcode(held, claimed)
             case Newer() as newer:
                 self._pass_on(job_id, newer)
@@ -358,27 +364,44 @@ class Worker:
                 listen(event)
 
         try:
+            self._bring_to_its_end(
+                held, claimed, emit, lambda asked: listeners.append(equipment.metrics.listener(asked))
+            )
+        except (TransitionRefused, JobUnknown) as lost:  # what its new owner does with it is not ours to say
+            emit(Lost(lost.what))
+        except Ended:
+            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
+
+    def _bring_to_its_end(
+        self, held: Held, claimed: Claimed, emit: Emit, understood: Callable[[JobSpec], None]
+    ) -> None:
+        """Do it and record how it ended, which is told to the others only when Redis has heard it and agreed.
+
+        Raises:
+            TransitionRefused, JobUnknown: the job is not this worker's any more.
+            Ended: the worker ends and Redis is away.
+        """
+        try:
             asked = held.asked = spec.read(json.loads(claimed.spec))
-            listeners.append(equipment.metrics.listener(asked))
+            understood(asked)
             attempt = Attempt(held.job_id, claimed.fence, claimed.left)
-            machine = equipment.station.machine()
+            machine = self._equipped.result().station.machine()
             if held.careful:
                 machine = machine.served_by(None)
-            published = transcode(asked, attempt, machine, self._policy, emit, held)
+            try:
+                published = transcode(asked, attempt, machine, self._policy, emit, held)
+            except TranscoderError as wrong:
+                self._try_elsewhere(held, wrong)
+                raise
             held.finish("published", result=published.as_record())
         except Elsewhere as gone:
             emit(HandedOn(placement.short(gone.queue), gone.why))
         except Short as short:
             self._hold(held, TargetUnwritable(str(short), "Make room; it goes on by itself."), emit)
-        except (TransitionRefused, JobUnknown) as lost:
-            emit(Failed(lost))
-            log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
         except JobCancelled as stopped:
             self._stop(held, stopped, emit)
-        except Ended:
-            log.write("left", "Redis is away and the worker ends: the next one goes on with it", job=held.job_id)
-        except (NoRoute, NoRouteWorked) as unsuited:
-            self._go_on(held, unsuited, emit)
+        except (TransitionRefused, JobUnknown, Ended):
+            raise
         except TranscoderError as wrong:
             self._end(held, wrong, emit)
         except Exception as bug:
@@ -386,51 +409,52 @@ class Worker:
             unexpected = TranscoderError(
                 f"{type(bug).__name__}: {bug}", "It is a bug: the worker's log has the traceback."
             )
-            emit(Failed(unexpected))
             held.finish("failed", error=unexpected.as_record() | {"kind": "unexpected"})
+            emit(Failed(unexpected))
 
     def _hold(self, held: Held, why: TargetUnwritable, emit: Emit) -> None:
         """There is too little room for the job: it waits in its queue and takes no place meanwhile."""
         again = retry.Again(ROOM * (0.5 + random() / 2), held=True)
-        emit(PutOff(why, again.seconds))
         held.put_off(again, why)
+        emit(PutOff(why, again.seconds))
 
     def _stop(self, held: Held, stopped: JobCancelled, emit: Emit) -> None:
         """The job was ended before its time: by its user, because it is another worker's, or because this one ends."""
         match held.why_stopped:
             case "lost":
-                lost = TransitionRefused(f"job {held.job_id} is not this worker's any more")
-                emit(Failed(lost))
-                log.write("lost", lost.what, level=logging.WARNING, job=held.job_id)
+                raise TransitionRefused(f"job {held.job_id} is not this worker's any more")
             case "cancelled":
-                emit(Failed(stopped))
                 held.finish("cancelled", error=stopped.as_record())
+                emit(Failed(stopped))
             case why:
-                emit(HandedOn(placement.short(held.queue), why))
                 held.hand_back(why)
+                emit(HandedOn(placement.short(held.queue), why))
 
-    def _go_on(self, held: Held, unsuited: NoRoute | NoRouteWorked, emit: Emit) -> None:
-        """What requires hardware and found none fit here goes to another worker that may have it, else it fails."""
-        try:
-            held.try_elsewhere(unsuited)
-        except Elsewhere as gone:
-            emit(HandedOn(placement.short(gone.queue), gone.why))
-        else:
-            self._end(held, unsuited, emit)
+    def _try_elsewhere(self, held: Held, wrong: TranscoderError) -> None:
+        """Hand on what another worker may be able to do: it has another device, or sees other files.
+
+        Raises:
+            Elsewhere: it is handed on.
+            JobCancelled: this worker has lost its media, and gives the job back.
+        """
+        if wrong.of_this_host and (gone := self._media_gone()):
+            held.give_back(gone)
+            raise JobCancelled(gone) from wrong
+        held.try_elsewhere(wrong)
 
     def _end(self, held: Held, wrong: TranscoderError, emit: Emit) -> None:
         """The job failed: it is tried again later where that may help, or rests in quarantine, or that was it."""
         match held.then(wrong, self._patience.rules):
             case retry.Again() as again:
-                emit(PutOff(wrong, again.seconds))
                 held.put_off(again, wrong)
+                emit(PutOff(wrong, again.seconds))
             case "quarantine":
                 rests = held.quarantined(wrong)
-                emit(Failed(rests))
                 held.finish("quarantined", error=rests.as_record())
+                emit(Failed(rests))
             case "fail":
-                emit(Failed(wrong))
                 held.finish("failed", error=wrong.as_record())
+                emit(Failed(wrong))
 
 
 class Ended(Exception):
@@ -524,21 +548,26 @@ class Held:
             self._equipment.metrics.waited(capacity.name, monotonic() - asked)
             yield
 
-    def try_elsewhere(self, unsuited: NoRoute | NoRouteWorked) -> None:
-        """Hand on a job that requires hardware, if this worker lacks it or its device failed.
+    def try_elsewhere(self, wrong: TranscoderError) -> None:
+        """Hand on a job that requires hardware, if this worker lacks it or its device failed; or that misses its files.
+
+        The latter only once: another host may have mounted what this one has not, and a third need not be asked.
 
         Raises:
             Elsewhere: it is handed on; otherwise nobody else can do it, or nobody needs to try.
         """
-        fault = self._last_fault
-        if self.asked.acceleration.policy != "require":
+        fault, required = self._last_fault, self.asked.acceleration.policy == "require"
+        if wrong.of_this_host:
+            software = () if required else (placement.queue_name(SOFTWARE),)
+            self._hand_on(list(dict.fromkeys((self.queue, *software))), wrong.what, once=True)
+        elif not required or not isinstance(wrong, NoRoute | NoRouteWorked):
             return
-        if isinstance(unsuited, NoRoute) or (fault and blames_device(fault.kind, fault.route.api)):
-            self._hand_on([placement.queue_name(name) for name in placement.onward(self.asked)], unsuited.what)
+        elif isinstance(wrong, NoRoute) or (fault and blames_device(fault.kind, fault.route.api)):
+            self._hand_on([placement.queue_name(name) for name in placement.onward(self.asked)], wrong.what)
 
-    def _hand_on(self, queues: Sequence[str], why: str) -> None:
+    def _hand_on(self, queues: Sequence[str], why: str, *, once: bool = False) -> None:
         """Raises Elsewhere where another worker serves one of the queues."""
-        answer = patiently(lambda: self._ledger.hand_on(self.job_id, self.fence, queues, why), self._stop)
+        answer = patiently(lambda: self._ledger.hand_on(self.job_id, self.fence, queues, why, once=once), self._stop)
         if isinstance(answer, str):
             raise Elsewhere(answer, why)
 
@@ -710,9 +739,16 @@ class Heart:
         """The worker takes messages from now on."""
         self._consuming = True
 
-    def beats(self) -> bool:
-        """Whether this worker takes jobs and heard from Redis lately."""
-        return self._consuming and self._serves and monotonic() - self._answered < FRESH
+    def unwell(self) -> str | None:
+        """Why this worker takes no jobs; None where it does and heard from Redis lately."""
+        troubles = {
+            self._station.obstacle() if self._station else None: True,
+            "it was told to end": queue.leaving(),
+            "Redis does not answer": monotonic() - self._answered >= FRESH,
+            "it takes no jobs yet": not self._consuming,
+            "it serves no queue": not self._serves,
+        }
+        return next((why for why, true in troubles.items() if why and true), None)
 
     def wake(self) -> None:
         """There is something to tell."""
@@ -757,7 +793,7 @@ class Heart:
             log.LOGGER.exception("the heart missed a beat")
             return
         self._answered, self._away = monotonic(), False
-        self._serves = self._serves or bool(serves.queues)
+        self._serves = bool(serves.queues)
         for (held, report), verdict in zip(told, verdicts, strict=True):
             held.told(report)
             if verdict != "go on":
