@@ -5,7 +5,9 @@ queue    a worker with the capacity file that density wrote: how many jobs at a 
 cost     a cost of 5 % that each container has is found by topology, and none is claimed where there is none
 stopped  software encoders that are stopped for a twentieth of the time, by SIGSTOP, where each has its own container
 
-All but the last are of a GPU in software.
+packing  `transcoder bench topology` in containers that share a device of two engines; as root, with a container engine
+
+All but `stopped` are of a GPU in software.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from tests import gpu, services
+from tests.containers import stack
 from transcoder import Client, JobSpec
 from transcoder.bench import density_runner, runner
 from transcoder.bench.analysis import analyse, throughput
 from transcoder.bench.density import Limits
-from transcoder.bench.result import Run
+from transcoder.bench.display import display
+from transcoder.bench.result import Profile, Run
 from transcoder.vitals import family
 
 WIDTH, HEIGHT, FPS = 256, 144, 25
@@ -110,12 +114,14 @@ class Room:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.known_device", description=__doc__)
-    parser.add_argument("what", choices=("grid", "queue", "cost", "stopped"))
+    parser.add_argument("what", choices=("grid", "queue", "cost", "stopped", "packing"))
     parser.add_argument("--seconds", type=float, default=4.0, help="of the clip in a run of density")
     parser.add_argument("--packing", choices=density_runner.PACKINGS, default="one")
     parser.add_argument("--first", type=int, default=0, help="row of the grid to begin with")
     parser.add_argument("--runs", type=int, default=20, help="of topology, with the cost and without")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of one of them")
+    parser.add_argument("--budget", type=float, help="seconds of one of them, of packing by its profile")
+    parser.add_argument("--profile", choices=get_args(Profile), default="quick", help="of packing")
+    parser.add_argument("--out", default="known-packing.json", help="of packing: the result")
     parser.add_argument(
         "--beside-others", action="store_true", help="also where other programs keep the CPUs busy (not to be quoted)"
     )
@@ -123,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.beside_others:
         runner.BUSY = 1.01
     print(f"load {os.getloadavg()[0]:.2f}, {os.cpu_count()} CPUs")
-    {"grid": grid, "queue": queue, "cost": cost, "stopped": stopped}[asked.what](asked)
+    {"grid": grid, "queue": queue, "cost": cost, "stopped": stopped, "packing": packing}[asked.what](asked)
     return 0
 
 
@@ -214,7 +220,7 @@ def cost(asked: argparse.Namespace) -> None:
             began = time.monotonic()
             with room(Known(1, 12.0), 20.0) as here, dearer(here, share):
                 wanted = runner.Asked(
-                    stacks=(2,), accel="vaapi", engine="processes", clip=str(here.clip), seed=seed, budget=asked.budget,
+                    stacks=(2,), accel="vaapi", engine="processes", clip=str(here.clip), seed=seed, budget=asked.budget or 60,
                     seconds=1.0,
                 )  # fmt: skip
                 found = analyse(runner.topology(wanted, str(here.folder / "topology.json"), Silent()))
@@ -247,6 +253,21 @@ def stopped(asked: argparse.Namespace) -> None:
             name = f"{one.cell.name} {'again' if one.again else 'stopped'}"
             ratio = one.ratio
             print(f"{name:16}  {ratio.value:.4f} (95 % {ratio.low95:.4f}–{ratio.high95:.4f})  {one.verdict}")
+
+
+def packing(asked: argparse.Namespace) -> None:
+    known = Known(2, 6.0)
+    with tempfile.TemporaryDirectory(prefix="known-device-") as folder:
+        clip = made_clip(Path(folder) / "clip.mp4", 60)
+        os.chmod(folder, 0o755)
+        built = gpu.build_in(stack.simgpu_image(), stack.CACHE / "simgpu-trixie")
+        device = gpu.DeviceMachine(Path(folder) / "machine", built).add("renderD128", known.settings())
+        wanted = runner.Asked(
+            profile=asked.profile, accel="vaapi", image=stack.image("vaapi"), clip=str(clip), budget=asked.budget,
+            worker=False, options=tuple(device.docker()),
+        )  # fmt: skip
+        with display() as show:
+            print(analyse(runner.topology(wanted, asked.out, show)).headline)
 
 
 @contextmanager
@@ -322,23 +343,7 @@ def room(known: Known, seconds: float) -> Iterator[Room]:
         built = gpu.build(gpu.SOURCES.parent.parent / ".cache" / "simgpu")
         machine = gpu.Machine(Path(folder) / "machine", built)
         machine.add("renderD128", known.settings())
-        clip = Path(folder) / "clip.mp4"
-        source = f"testsrc2=s={WIDTH}x{HEIGHT}:r={FPS}:d={seconds:g}"
-        words = [
-            "ffmpeg",
-            "-nostdin",
-            "-v",
-            "error",
-            "-f",
-            "lavfi",
-            "-i",
-            source,
-            "-c:v",
-            "libx264",
-            "-pix_fmt",
-            "yuv420p",
-        ]
-        subprocess.run([*words, str(clip)], check=True)
+        clip = made_clip(Path(folder) / "clip.mp4", seconds)
         names = {
             **machine.environment,
             "TRANSCODER_DRI": str(machine.nodes),
@@ -348,6 +353,13 @@ def room(known: Known, seconds: float) -> Iterator[Room]:
         }
         with environment(names):
             yield Room(Path(folder), machine, clip, names)
+
+
+def made_clip(path: Path, seconds: float) -> Path:
+    source = f"testsrc2=s={WIDTH}x{HEIGHT}:r={FPS}:d={seconds:g}"
+    words = ["ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", source, "-c:v", "libx264"]
+    subprocess.run([*words, "-pix_fmt", "yuv420p", str(path)], check=True)
+    return path
 
 
 @contextmanager
