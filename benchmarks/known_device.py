@@ -220,8 +220,8 @@ def cost(asked: argparse.Namespace) -> None:
             began = time.monotonic()
             with room(Known(1, 12.0), 20.0) as here, dearer(here, share):
                 wanted = runner.Asked(
-                    stacks=(2,), accel="vaapi", engine="processes", clip=str(here.clip), seed=seed, budget=asked.budget or 60,
-                    seconds=1.0,
+                    stacks=(2,), accel="vaapi", engine="processes", clip=str(here.clip), seed=seed, seconds=1.0,
+                    budget=asked.budget or 60,
                 )  # fmt: skip
                 found = analyse(runner.topology(wanted, str(here.folder / "topology.json"), Silent()))
             contrast = next(
