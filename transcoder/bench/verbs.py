@@ -23,6 +23,28 @@ app = typer.Typer(
 )
 
 
+Accel = Annotated[
+    Literal["vaapi", "qsv", "software", "auto"],
+    typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one, and for `--profile gpu`."),
+]
+Engine = Annotated[
+    Literal["docker", "podman", "processes"],
+    typer.Option("--engine", help="What runs containers; `processes` does without any."),
+]
+Image = Annotated[
+    str | None, typer.Option("--image", metavar="IMAGE", help="The image of all cells; this version's by default.")
+]
+Clip = Annotated[
+    str | None, typer.Option("--clip", metavar="FILE", help="What is transcoded; made on the spot by default.")
+]
+Height = Annotated[int, typer.Option("--height", min=16, max=16384, help="Lines of the output, at most.")]
+RunOptions = Annotated[
+    list[str] | None,
+    typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     """Several numbers of stacks."""
     try:
@@ -55,21 +77,11 @@ def topology(
     stacks: Annotated[
         str | None, typer.Option("--stacks", metavar="N,N", help="How many stacks run together; by the profile.")
     ] = None,
-    accel: Annotated[
-        Literal["vaapi", "qsv", "software", "auto"],
-        typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one, and for `gpu`."),
-    ] = "auto",
-    engine: Annotated[
-        Literal["docker", "podman", "processes"],
-        typer.Option("--engine", help="What runs containers; `processes` does without any."),
-    ] = "docker",
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="IMAGE", help="The image of all cells; this version's by default.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option("--clip", metavar="FILE", help="What is transcoded; made on the spot by default.")
-    ] = None,
-    height: Annotated[int, typer.Option("--height", min=16, max=16384, help="Lines of the output, at most.")] = 720,
+    accel: Accel = "auto",
+    engine: Engine = "docker",
+    image: Image = None,
+    clip: Clip = None,
+    height: Height = 720,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the order in the blocks.")] = 1,
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="FILE", help="The result; UTC-topology.json here by default.")
@@ -77,10 +89,7 @@ def topology(
     budget: Annotated[
         float | None, typer.Option("--budget", min=1, metavar="SECONDS", help="How long it may take; by the profile.")
     ] = None,
-    run_option: Annotated[
-        list[str] | None,
-        typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
-    ] = None,
+    run_option: RunOptions = None,
     seconds: Annotated[
         float | None, typer.Option("--seconds", min=0.1, metavar="S", help="How long one run is; by the profile.")
     ] = None,
@@ -89,7 +98,7 @@ def topology(
         bool | None,
         typer.Option("--worker/--no-worker", help="Cells with the product's whole path: queue, worker, verification."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
+    json: AsJson = False,
 ) -> None:
     from transcoder import screen
     from transcoder.bench import runner
@@ -195,25 +204,15 @@ def _ratio(contrast: Contrast | None) -> tuple[str, str, str]:
 )
 def density(
     *,
-    accel: Annotated[
-        Literal["vaapi", "qsv", "software", "auto"],
-        typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one."),
-    ] = "auto",
+    accel: Accel = "auto",
     device: Annotated[
         str | None, typer.Option("--device", metavar="DEVICE", help="The GPU: /dev/dri/renderD128 or a PCI address.")
     ] = None,
-    engine: Annotated[
-        Literal["docker", "podman", "processes"],
-        typer.Option("--engine", help="What runs containers; `processes` does without any."),
-    ] = "docker",
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="IMAGE", help="The image; this version's by default.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option("--clip", metavar="FILE", help="What is transcoded; made on the spot by default.")
-    ] = None,
+    engine: Engine = "docker",
+    image: Image = None,
+    clip: Clip = None,
     codec: Annotated[Literal["h264", "hevc", "av1", "vp9"], typer.Option("--codec", help="What is made.")] = "h264",
-    height: Annotated[int, typer.Option("--height", min=16, max=16384, help="Lines of the output, at most.")] = 720,
+    height: Height = 720,
     stacks_max: Annotated[int, typer.Option("--stacks-max", min=1, max=1024, help="Most streams to try.")] = 64,
     repeats: Annotated[int, typer.Option("--repeats", min=3, help="Runs that confirm a number.")] = 3,
     seconds: Annotated[
@@ -228,11 +227,8 @@ def density(
     capacity: Annotated[
         str | None, typer.Option("--capacity", metavar="FILE", help="Write the budget of this device into it.")
     ] = None,
-    run_option: Annotated[
-        list[str] | None,
-        typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")] = False,
+    run_option: RunOptions = None,
+    json: AsJson = False,
 ) -> None:
     from transcoder import screen, settings
     from transcoder.bench import density_runner
