@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable
 
 import pytest
@@ -37,36 +38,121 @@ RESAMPLES = 500
 """Of each interval, where the product takes 10,000: no verdict here is near its edge."""
 
 
-def test_equal_packings_are_called_equivalent_in_one_sentence() -> None:
+def test_equal_packings_are_said_to_make_no_difference_in_one_plain_sentence() -> None:
     found = analyse(made(30, noise=0.01), RESAMPLES)
-    assert found.headline.startswith("2 stacks, software libx264: two containers against one: ")
-    assert found.headline.count("30 blocks): equivalent within 3 %") == 2
-    assert "; bare against one container: " in found.headline
+    assert re.fullmatch(
+        r"Packing makes no difference within 3 %: two containers ran at [01]\.\d{3} of one's speed "
+        r"\(90 % interval 0\.\d{3}–1\.\d{3}, 30 blocks\)\.",
+        found.headline,
+    )
+    bare, noise, device = found.further
+    assert re.match(r"Bare ffmpeg ran at [01]\.\d{3} of one container's speed \(90 % interval ", bare)
+    assert bare.endswith(", 30 blocks): no difference within 3 %.")
+    assert noise.startswith("The noise floor, one container with 2 stacks against itself (A/A), was ")
+    assert device == "Each stack encoded by software libx264: no GPU was measured."
     assert not found.troubles
 
 
-def test_a_slower_packing_is_called_different_and_how_much() -> None:
-    found = analyse(made(24, noise=0.01, slower={TWO: 0.9}), RESAMPLES)
+def test_a_slower_packing_is_said_to_matter_and_how_much() -> None:
+    found = analyse(made(24, noise=0.01, slower={TWO: 0.9, BARE: 0.9}), RESAMPLES)
     contrast = of(found, TWO)
     assert contrast.verdict == "different"
     assert contrast.ratio is not None
     assert contrast.ratio.value == pytest.approx(0.9, abs=0.01)
     assert of(found, TWO, "latency").verdict == "different"
-    assert "different, " in found.headline
-    assert "slower; bare against one container" in found.headline
+    assert found.headline.startswith("Packing matters: two containers ran at 0.")
+    assert "(95 % interval 0." in found.headline
+    assert re.search(r": (9\.\d|1\d|10) % slower\.$", found.further[0])
 
 
 def test_too_much_noise_is_called_inconclusive_with_what_would_settle_it() -> None:
     found = analyse(made(12, noise=0.1), RESAMPLES)
     contrast = of(found, TWO)
     assert contrast.verdict == "inconclusive"
+    assert contrast.more_blocks is not None
     assert contrast.more_blocks > 20
     assert 0.03 < contrast.wider < 0.3
-    wider = math.ceil(contrast.wider * 100)
-    forecast = found.headline.partition(f"inconclusive at 3 %, equivalent at {wider} %; about ")[2].partition(
-        " more blocks"
-    )
-    assert int(forecast[0]) == pytest.approx(contrast.more_blocks, rel=0.05)
+    assert found.headline.startswith("This run cannot say whether packing matters: two containers ran at ")
+    assert re.search(r"12 blocks\); the noise floor \(A/A\) was [01]\.\d{3}\.$", found.headline)
+    forecast = found.further[0].removeprefix("About ").removesuffix(" more blocks would settle it.")
+    assert int(forecast.replace(",", "")) == pytest.approx(contrast.more_blocks, rel=0.05)
+    said_of = analysis.verdicts(found, made(0))["2 × 1"]
+    assert f"inconclusive at 3 %, equivalent at {math.ceil(contrast.wider * 100)} %." in said_of
+
+
+def test_with_several_numbers_of_stacks_the_headline_tells_which_and_a_difference_comes_first() -> None:
+    four, halves = Cell(containers=4, stacks=4), Cell(containers=2, stacks=4)
+    result = made(24, noise=0.01, cells=(TWO, Cell(containers=1, stacks=4), halves, four), slower={TWO: 0.8})
+    found = analyse(result, RESAMPLES)
+    assert found.headline.startswith("Packing of 2 stacks matters: two containers ran at 0.")
+    assert re.match(r"Other packings: 2 × 2 equivalent \([01]\.\d+\); 4 × 1 equivalent \(", found.further[0])
+    equal = analyse(made(24, noise=0.01, cells=(TWO, Cell(containers=1, stacks=4), halves, four)), RESAMPLES)
+    assert equal.headline.startswith("Packing of 4 stacks makes no difference within 3 %: four containers ran at ")
+
+
+def test_one_packing_alone_and_bare_alone_are_no_question_of_packing() -> None:
+    alone = analyse(made(8, cells=()), RESAMPLES)
+    assert alone.headline == "There is nothing to compare: one packing alone was measured."
+    bare = analyse(made(30, cells=(BARE,)), RESAMPLES)
+    assert bare.headline.startswith("A container makes no difference within 3 %: bare ffmpeg ran at ")
+
+
+@pytest.mark.parametrize("share", [0.0123, 0.034, 0.99, 1.4, 303.0])
+def test_no_percentage_is_told_as_a_power_of_ten(share: float) -> None:
+    told = analysis._percent(share)
+    assert re.fullmatch(r"(\d\.\d|\d{1,3}(,\d{3})*) %", told), told
+    assert float(told[:-2].replace(",", "")) == pytest.approx(100 * share, rel=0.05)
+
+
+def test_a_finished_pilot_says_how_many_more_and_the_troubles_name_the_same_number() -> None:
+    found = analyse(piloted(12, of=8, wanted=100), RESAMPLES)
+    assert of(found, TWO).more_blocks == 88
+    assert found.further[0] == "About 88 more blocks would settle it."
+    assert said(found, "The time allowed 12 of the 100 blocks that ± 3 % asks for")
+    assert of(found, TWO, "cpu").more_blocks not in (0, 88), "it asks by frames per second alone"
+
+
+def test_a_pilot_that_was_cut_asked_for_nothing() -> None:
+    for blocks in (3, 6):
+        found = analyse(piloted(blocks, of=8, wanted=2502), RESAMPLES)
+        assert said(found, f"The time ended the pilot after {blocks} of 8 blocks, so no number of blocks")
+        assert "2,502" not in " ".join((found.headline, *found.further, *found.troubles))
+    assert of(found, TWO).more_blocks not in (None, 2502 - 6)
+    few = analyse(piloted(3, of=8, wanted=2502), RESAMPLES)
+    assert of(few, TWO).more_blocks is None
+    assert few.further[0] == "These are too few blocks to say how many more would settle it."
+
+
+def test_a_short_pilot_that_was_finished_foretells_nothing_either() -> None:
+    found = analyse(piloted(3, of=3, wanted=824), RESAMPLES)
+    assert of(found, TWO).more_blocks is None
+    assert not said(found, "824")
+
+
+def piloted(blocks: int, *, of: int, wanted: int) -> Result:
+    """A noisy result of as many blocks, the first of which were the pilot's."""
+    result = made(blocks, noise=0.1)
+    runs = tuple(run.model_copy(update={"pilot": run.block < of}) for run in result.runs)
+    design = result.design.model_copy(update={"pilot_blocks": of, "blocks": blocks, "wanted": wanted})
+    return result.model_copy(update={"runs": runs, "design": design})
+
+
+@pytest.mark.parametrize("blocks", [3, 5, 7])
+def test_with_few_blocks_interval_and_test_agree(blocks: int) -> None:
+    for factor in (0.9, 0.94, 0.97, 1.0):
+        one = of(analyse(made(blocks, noise=0.02, cells=(TWO,), slower={TWO: factor}), RESAMPLES), TWO)
+        assert one.ratio is not None
+        assert (one.p_different <= 0.05) == (not one.ratio.low95 <= 1 <= one.ratio.high95)
+        assert (one.p_equivalent <= 0.05) == (one.ratio.low90 > 0.97 and one.ratio.high90 < 1.03)
+        tails = of(analyse(made(blocks, noise=0.02, cells=(TWO,), slower={TWO: factor}), RESAMPLES), TWO, "latency")
+        assert tails.ratio is not None
+        assert (tails.p_different <= 0.05) == (not tails.ratio.low95 <= 1 <= tails.ratio.high95)
+
+
+def test_ratios_that_no_margin_below_one_holds_end_the_search_for_it() -> None:
+    result = made(4)
+    runs = tuple(run_of(run.block, run.place, TWO, 1e13) if run.cell == TWO else run for run in result.runs)
+    assert of(analyse(result.model_copy(update={"runs": runs}), RESAMPLES), TWO).wider == math.inf
 
 
 def test_what_is_off_one_and_inside_the_band_is_equivalent_and_detectable() -> None:
@@ -121,13 +207,15 @@ def test_the_reference_against_itself_comes_first_and_shows_the_noise() -> None:
 def test_two_blocks_have_no_interval() -> None:
     found = analyse(made(2, noise=0.01), RESAMPLES)
     contrast = of(found, TWO)
-    assert (contrast.ratio, contrast.verdict, contrast.more_blocks) == (None, "inconclusive", 6)
-    assert "too few blocks; about 6 more would settle it" in found.headline
+    assert (contrast.ratio, contrast.verdict, contrast.more_blocks) == (None, "inconclusive", None)
+    assert found.headline == (
+        "This run cannot say whether packing matters: it has too few blocks for an interval, which takes three."
+    )
 
 
 def test_no_block_at_all_is_said_and_breaks_nothing() -> None:
     found = analyse(made(0, partial=True), RESAMPLES)
-    assert found.headline == "software libx264: no block was finished, so nothing can be said."
+    assert found.headline == "No block was finished, so nothing can be said."
     assert not found.rows
     assert not found.contrasts
     assert found.troubles == ("It was ended before its time: what follows is from the blocks that were finished.",)
@@ -137,7 +225,9 @@ def test_the_worker_is_held_against_bare_ffmpeg_where_that_was_measured() -> Non
     found = analyse(made(8, noise=0.01, cells=(BARE, TWO, WORKER)), RESAMPLES)
     assert of(found, WORKER).reference == BARE
     assert of(analyse(made(8, noise=0.01, cells=(TWO, WORKER)), RESAMPLES), WORKER).reference == ONE
-    assert analysis.verdicts(found, made(0))["worker 1 × 2"].startswith("the worker's whole path against bare: ")
+    told = analysis.verdicts(found, made(0))["worker 1 × 2"]
+    assert re.match(r"The whole path through queue and worker ran at [01]\.\d{3} of bare ffmpeg's speed \(", told)
+    assert told in found.further
 
 
 def test_the_worker_and_what_it_is_held_against_are_judged_by_their_whole_time() -> None:
@@ -163,7 +253,8 @@ def test_the_same_result_is_analysed_the_same_each_time() -> None:
 
 
 @given(
-    starts=st.lists(st.floats(0, 1), min_size=2, max_size=4), rates=st.lists(st.floats(20, 80), min_size=4, max_size=4)
+    starts=st.lists(st.floats(0, 0.5), min_size=2, max_size=4),
+    rates=st.lists(st.floats(45, 60), min_size=4, max_size=4),
 )
 def test_throughput_is_of_the_window_in_which_all_work(starts: list[float], rates: list[float]) -> None:
     """What a stack does alone, before the others or after them, is not counted."""
@@ -180,12 +271,55 @@ def test_a_stack_that_speeds_up_when_alone_is_not_credited_for_it() -> None:
     assert throughput(Run(block=0, place=0, cell=ONE, stacks=(slow, hasty)))[0] == pytest.approx((50, 25))
 
 
-def test_without_a_window_whole_runs_are_taken_and_that_is_said() -> None:
-    result = changed(made(4), lambda stack: stack.model_copy(update={"stamps": ()}))
+def test_a_window_shorter_than_half_the_run_measures_how_the_encoder_hands_out_what_it_held_back() -> None:
+    """Frames that a look-ahead held back come at the end, at a multiple of the speed of the whole."""
+    run = Run(block=0, place=0, cell=ONE, stacks=(late(0.55), late(0.55)))
+    found, common = throughput(run)
+    assert (found, common) == ((50, 50), False)
+    early = Run(block=0, place=0, cell=ONE, stacks=(late(0.45), late(0.45)))
+    assert throughput(early)[1]
+
+
+def late(begins: float) -> StackRun:
+    """5 s for 250 frames, of which the first are seen after that share of the time."""
+    stamps = tuple(Stamp(at=5 * (begins + (0.99 - begins) * n / 10), frames=20 + 22 * n) for n in range(11))
+    return StackRun(container=0, started=0, ended=5, frames=250, stamps=stamps, cpu_user=5, pss=50_000_000)
+
+
+def test_one_run_without_a_window_lets_all_of_its_number_of_stacks_be_taken_whole() -> None:
+    """Else a ratio would set a window beside a whole run, which are not the same."""
+    four, each = Cell(containers=1, stacks=4), Cell(containers=4, stacks=4)
+    result = changed(made(4, noise=0, cells=(TWO, four, each)), _late_start)
+    place = next(place for place, run in enumerate(result.runs) if run.cell == TWO)
+    blind = changed(result, _unseen).runs[place]
+    mixed = result.model_copy(update={"runs": (*result.runs[:place], blind, *result.runs[place + 1 :])})
+    before, found = analyse(result, RESAMPLES), analyse(mixed, RESAMPLES)
+    assert said(found, "2 stacks: 1 of 12 runs had no window of at least half of the run in which all stacks worked, "
+                       "so all of them are taken whole: 2 × 1.")  # fmt: skip
+    assert not said(found, "4 stacks")
+    metrics: tuple[Metric, ...] = ("fps", "slowest")
+    for metric in metrics:
+        ratio = of(found, TWO, metric).ratio
+        assert ratio is not None
+        assert ratio.value == pytest.approx(1, abs=1e-6)
+    rows = {name: {row.cell: row.fps[1] for row in one.rows} for name, one in (("all", before), ("mixed", found))}
+    assert rows["mixed"][ONE] < 0.9 * rows["all"][ONE], "the second before its first frame counts"
+    assert rows["mixed"][ONE] == pytest.approx(rows["mixed"][TWO])
+    assert rows["mixed"][four] == rows["all"][four]
+
+
+def _late_start(stack: StackRun) -> StackRun:
+    """All is a second later but the start."""
+    stamps = tuple(Stamp(at=one.at + 1.2, frames=one.frames) for one in stack.stamps)
+    return stack.model_copy(update={"ended": stack.ended + 1.2, "stamps": stamps})
+
+
+def test_without_a_window_whole_runs_are_taken_and_that_is_said_once() -> None:
+    result = changed(made(4), _unseen)
     stacks, common = throughput(result.runs[0])
     assert not common
     assert stacks[0] == pytest.approx(250 / (result.runs[0].stacks[0].ended - 0.1))
-    assert said(analyse(result, RESAMPLES), "16 runs had no window in which all stacks worked")
+    assert said(analyse(result, RESAMPLES), "2 stacks: 16 of 16 runs had no window")
 
 
 def test_a_row_has_what_people_compare() -> None:
@@ -276,11 +410,13 @@ def test_a_few_blocks_that_pull_the_mean_are_named() -> None:
     assert said(analyse(result, RESAMPLES), "2 × 1, frames per second: a few blocks pull the mean")
 
 
-def test_a_simulated_device_is_named_in_the_headline_and_may_not_be_held_up_by_cpus() -> None:
+def test_a_simulated_device_is_named_beside_the_headline_and_may_not_be_held_up_by_cpus() -> None:
     result = made(4, device="simulated")
     found = analyse(result, RESAMPLES)
-    assert found.headline.startswith("2 stacks, libx264 on simulated card: ")
-    assert found.headline.endswith("this proves the packing and the statistics, not a driver.")
+    assert found.further[-2:] == (
+        "Each stack encoded by libx264 on simulated card.",
+        "The device is simulated: this proves the packing and the statistics, not a driver.",
+    )
     assert not said(found, "The CPUs were")
     busy = tuple(run.model_copy(update={"cpu_busy": 0.7}) for run in result.runs)
     assert said(
@@ -291,10 +427,10 @@ def test_a_simulated_device_is_named_in_the_headline_and_may_not_be_held_up_by_c
 def test_a_quota_and_a_short_budget_are_named() -> None:
     result = made(4)
     runs = tuple(run.model_copy(update={"throttled": 0.2}) for run in result.runs)
-    design = result.design.model_copy(update={"blocks": 4, "wanted": 100})
+    design = result.design.model_copy(update={"blocks": 4, "wanted": 1000})
     found = analyse(result.model_copy(update={"runs": runs, "design": design}), RESAMPLES)
     assert said(found, "A quota on CPUs held containers back in 16 runs")
-    assert said(found, "The time allowed 4 of the 100 blocks that ± 3 % asks for")
+    assert said(found, "The time allowed 4 of the 1,000 blocks that ± 3 % asks for")
 
 
 def test_the_spread_that_fixes_the_number_of_blocks_is_the_largest() -> None:
@@ -312,17 +448,28 @@ def test_a_density_is_told_for_each_packing() -> None:
     result = made(0).model_copy(update={"kind": "density", "density": (apart, six)})
     found = analyse(result, RESAMPLES)
     assert found.headline == (
-        "software libx264: streams of 1280x720 at 25 fps that stay real time: "
-        "6 in one container (confirmed at 6 and 7), 6 in six containers (not confirmed)."
+        "Streams of 1280×720 at 25 fps that stay real time: "
+        "6 in one container (confirmed at 6 and 7), 6 with one container each (not confirmed)."
     )
-    assert said(found, "6 × 1: its number of streams could not be confirmed")
+    assert found.further == ("Each stack encoded by software libx264: no GPU was measured.",)
+    assert said(found, "With one container each: the number of streams, 6, could not be confirmed")
     capped = six.model_copy(update={"capped": True})
     assert "at least 6 in one container" in analyse(result.model_copy(update={"density": (capped,)})).headline
 
 
+def test_two_packings_of_one_stream_have_two_names() -> None:
+    lone = Cell(containers=1, stacks=1)
+    level = Level(cell=lone, streams=1, slowest=0.5, runs=3)
+    none = Density(cell=lone, streams=0, intel=0, livepeer=0, confirmed=False, levels=(level,), pixel_rate=1e7)
+    found = analyse(made(0).model_copy(update={"kind": "density", "density": (none, none)}))
+    assert "0 in one container (not confirmed), 0 with one container each (not confirmed)." in found.headline
+    assert len(set(found.troubles)) == len(found.troubles) == 2
+
+
 def replace_density(density: Density, containers: int, confirmed: bool) -> Density:
     cell = Cell(containers=containers, stacks=density.streams)
-    return density.model_copy(update={"cell": cell, "confirmed": confirmed})
+    levels = tuple(level.model_copy(update={"cell": cell}) for level in density.levels)
+    return density.model_copy(update={"cell": cell, "confirmed": confirmed, "levels": levels})
 
 
 def steady(start: float, rate: float, frames: int) -> StackRun:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -190,7 +190,8 @@ def test_limits_that_prove_nothing_are_refused(limits: Limits) -> None:
 
 def result(*found: Density, address: str = GPU, kind: DeviceKind = "real") -> Result:
     """A whole result, of 29.97 frames a second."""
-    workload = Workload(accel="vaapi", clip="film", width=1920, height=1080, frames=300, frame_rate=30000 / 1001)
+    accel: Literal["software", "vaapi"] = "software" if kind == "software" else "vaapi"
+    workload = Workload(accel=accel, clip="film", width=1920, height=1080, frames=300, frame_rate=30000 / 1001)
     design = Design(profile="gpu", engine="docker", seed=0, cells=(ONE,), reference=ONE)
     return Result(
         kind="density",

@@ -36,7 +36,7 @@ WIDTHS = st.sampled_from([WIDE, NARROW])
 WORDS = st.text(max_size=40)
 ANY = st.floats(-1e200, 1e200) | st.floats(0.5, 2) | st.sampled_from([math.nan, math.inf, -math.inf])
 """What is read is at most 1e15: no ratio or sum of such is greater."""
-VERDICTS = st.sampled_from(["equivalent", "different", "inconclusive"])
+VERDICTS = st.sampled_from(["equivalent", "different", "inconclusive", "no verdict"])
 INTERVALS = st.lists(st.builds(Interval, WORDS, ANY, ANY, ANY, ANY, ANY, VERDICTS, st.booleans()), max_size=6)
 POINTS = st.builds(Point, st.integers(1, 10**15), ANY, ANY, ANY)
 CURVES = st.lists(st.builds(Curve, WORDS, st.lists(POINTS, max_size=6).map(tuple)), max_size=7)
@@ -45,6 +45,7 @@ SHARES = st.lists(st.builds(Shares, WORDS, st.lists(st.tuples(WORDS, ANY), max_s
 EQUAL = Interval("4 × 1", 0.998, 0.989, 1.007, 0.987, 1.009, "equivalent")
 SLOWER = Interval("worker 1 × 4", 0.9, 0.88, 0.92, 0.876, 0.925, "different")
 UNSURE = Interval("bare 4", 1.01, 0.95, 1.07, 0.94, 1.08, "inconclusive")
+UNJUDGED = Interval("2 × 2", 1.0, 0.98, 1.02, 0.975, 1.025, "no verdict")
 AGAIN = Interval("1 × 4 again", 1.001, 0.99, 1.012, 0.988, 1.014, "equivalent", again=True)
 
 
@@ -102,10 +103,11 @@ def test_marks_and_lines_stand_where_the_values_say() -> None:
 
 
 def test_verdicts_differ_in_shape_and_not_only_in_colour() -> None:
-    plot = parsed(forest([EQUAL, SLOWER, UNSURE, AGAIN], 0.03, less="slower", more="faster"))
-    drawn = [(re.sub(r"[\d.]+", "0", path.get("d", "")), path.get("class", "")[:6]) for path in plot.iter(f"{SVG}path")]
-    assert len(set(drawn[:4])) == 4
-    assert sorted(drawn[:4]) == sorted(drawn[4:])
+    plot = parsed(forest([EQUAL, SLOWER, UNSURE, UNJUDGED, AGAIN], 0.03, less="slower", more="faster"))
+    marks = [path for path in plot.iter(f"{SVG}path") if "thin" not in path.get("class", "")]
+    drawn = [(re.sub(r"[\d.]+", "0", path.get("d", "")), path.get("class", "")[:6]) for path in marks]
+    assert len(set(drawn[:5])) == 5
+    assert sorted(drawn[:5]) == sorted(drawn[5:])
 
 
 def test_curves_differ_in_shape_and_dashes_and_engines_in_pattern() -> None:

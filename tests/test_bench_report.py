@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -78,7 +79,13 @@ def made(kind: Any = "topology", *, device: DeviceKind = "software", word: str =
         device=Device(kind=device, name=word),
         design=Design(profile="quick", engine="docker", seed=7, cells=(BARE, ONE, EACH), reference=ONE, blocks=4),
         workload=Workload(
-            accel="software", clip=word, width=1280, height=720, frames=250, frame_rate=25, argv=("ffmpeg", word)
+            accel="software" if device == "software" else "vaapi",
+            clip=word,
+            width=1280,
+            height=720,
+            frames=250,
+            frame_rate=25,
+            argv=("ffmpeg", word),
         ),
         runs=tuple(runs),
         density=(density,) if kind == "density" else (),
@@ -87,7 +94,12 @@ def made(kind: Any = "topology", *, device: DeviceKind = "software", word: str =
     return found.model_copy(update=changes)
 
 
-def concluded(headline: str = "Two containers against one: 0.998: equivalent within 3 %.", **ratios: float) -> Analysis:
+def concluded(
+    headline: str = "Two containers against one: 0.998: equivalent within 3 %.",
+    *,
+    further: tuple[str, ...] = (),
+    **ratios: float,
+) -> Analysis:
     """What follows, made by hand: a contrast of each metric, at 1 unless said."""
     contrasts = [
         contrast(cell, metric, ratios.get(metric, 1.0) if not again else 1.001, again=again)
@@ -99,7 +111,7 @@ def concluded(headline: str = "Two containers against one: 0.998: equivalent wit
         Row(cell, 4, (123.4, 125.6, 127.8), 2.513, 0.98765, 2.0, 2.2, 13.37, 123_456_789.0, 0.2718, None, 1)
         for cell in (BARE, ONE, EACH)
     )
-    return Analysis(headline, rows, tuple(contrasts), ("outputs differ in block 3",))
+    return Analysis(headline, rows, tuple(contrasts), ("outputs differ in block 3",), further)
 
 
 def contrast(cell: Cell, metric: Metric, value: float, *, again: bool = False) -> Contrast:
@@ -115,6 +127,19 @@ def test_the_verdict_is_the_first_line_and_doubts_come_before_anything_else() ->
     assert lines[2:5] == ["- **outputs differ in block 3**", "- **small**", ""]
     page = html(document)
     assert page.index("<h1>Two containers") < page.index('<ul class="loud">') < page.index("<h2>")
+
+
+def test_the_page_is_headed_by_one_sentence_and_the_others_follow() -> None:
+    document = report(made(), concluded("It is so.", further=("Bare was so.", "The noise was so.")))
+    assert markdown(document).startswith("# It is so.\n\nBare was so. The noise was so.\n\n- **outputs differ")
+    assert "<h1>It is so.</h1><p>Bare was so. The noise was so.</p>" in html(document)
+
+
+def test_what_each_verdict_takes_is_said_once_beside_the_first() -> None:
+    told = markdown(report(made(), concluded()))
+    assert told.count("Inconclusive: neither, which says that more blocks are needed") == 1
+    assert "fewer than 8 blocks the intervals are Student's" in told
+    assert told.index("Equivalent: the whole 90 %") < told.index("| cell | against | verdict |")
 
 
 @pytest.mark.parametrize("kind", ["topology", "density"])
@@ -169,10 +194,10 @@ def test_tails_are_drawn_with_their_own_margin() -> None:
 def test_fewer_than_three_blocks_are_said_in_words() -> None:
     found = concluded()
     few = replace(
-        found, contrasts=tuple(replace(one, ratio=None, wider=math.inf, more_blocks=6) for one in found.contrasts)
+        found, contrasts=tuple(replace(one, ratio=None, wider=math.inf, more_blocks=None) for one in found.contrasts)
     )
     document = report(made(), few)
-    assert "fewer than 3 blocks" in markdown(document)
+    assert "| fewer than 3 blocks | – | too few to say | – |" in markdown(document)
     assert not [figure for figure in document.figures if figure.name.startswith("forest")]
 
 
@@ -189,13 +214,75 @@ def test_a_search_that_ended_early_gives_a_lower_bound() -> None:
     assert "| ≥ 8 |" in markdown(report(capped, concluded()))
 
 
-def test_the_command_asks_the_same_again() -> None:
-    assert command_line(made()) == (
-        "transcoder bench topology --profile quick --seed 7 --stacks 2 --height 720 --accel software --engine docker"
+def test_the_command_asks_the_same_again_with_all_that_the_result_knows() -> None:
+    result = made(word="my film.mp4", environment=Environment(image="transcoder:mine sha256:12"))
+    asked = result.design.model_copy(update={"budget": 25.5, "pilot_blocks": 3})
+    worker = asked.model_copy(update={"cells": (*asked.cells, Cell(containers=1, stacks=2, worker=True))})
+    told = (
+        "transcoder bench topology --profile quick --seed 7 --stacks 2 --pilot 3 --budget 25.5 {} --height 720 "
+        "--accel software --engine docker --image transcoder:mine --clip 'my film.mp4'"
     )
-    assert command_line(made("density")) == (
-        "transcoder bench density --codec h264 --height 720 --accel software --engine docker"
+    assert command_line(result.model_copy(update={"design": asked})) == told.format("--no-worker")
+    assert command_line(result.model_copy(update={"design": worker})) == told.format("--worker")
+    processes = asked.model_copy(update={"engine": "processes"})
+    assert "--image" not in command_line(result.model_copy(update={"design": processes}))
+
+
+def test_the_command_of_a_density_has_its_packing_seconds_and_repeats() -> None:
+    result = made("density", word="made (10 s)")
+    assert command_line(result) == (
+        "transcoder bench density --codec h264 --seconds 10 --packing one --height 720 --accel software --engine docker"
     )
+    cell = result.density[0].cell
+    anew = tuple(result.runs[0].model_copy(update={"block": 90 + n, "cell": cell}) for n in range(4))
+    confirmed = result.model_copy(update={"runs": anew, "density": result.density * 2})
+    assert "--packing both --repeats 4 " in command_line(confirmed)
+    assert "(--repeats)" not in markdown(report(confirmed, concluded()))
+    assert "(--repeats)" in markdown(report(result, concluded()))
+
+
+def test_what_the_result_does_not_know_of_the_command_is_said() -> None:
+    told = markdown(report(made(word="film.mp4"), concluded()))
+    assert "The result does not know: words for the container engine (--run-option); the folder of the clip; " in told
+    assert "(--seconds; each encoded 250 frames, fitted to this machine's speed)." in told
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_word_of_a_strangers_result_stays_one_word_of_the_command(word: str) -> None:
+    words = shlex.split(command_line(made(word=word)))
+    assert words[words.index("--clip") + 1] == word
+    assert words[-2:] == ["--clip", word]
+
+
+def test_a_clip_that_was_made_is_named_in_plain_words() -> None:
+    told = markdown(report(made(word="made (8 s)"), concluded()))
+    assert "Every stack encodes a clip made on the spot (8 s) (" in told
+
+
+def test_the_design_says_that_a_pilot_was_cut_and_that_nothing_was_fixed() -> None:
+    result = made()
+    runs = tuple(run.model_copy(update={"pilot": True}) for run in result.runs)
+    cut = result.design.model_copy(update={"blocks": 4, "wanted": 2502})
+    told = markdown(report(result.model_copy(update={"runs": runs, "design": cut}), concluded()))
+    assert "| blocks of the pilot | 4 of 8: cut by the time budget |" in told
+    assert "| blocks, fixed from the pilot | nothing was fixed, as the pilot was cut |" in told
+    assert "2502" not in told.replace(",", "")
+    whole = cut.model_copy(update={"pilot_blocks": 4})
+    told = markdown(report(result.model_copy(update={"runs": runs, "design": whole}), concluded()))
+    assert "| blocks, fixed from the pilot | 4 |" in told
+    assert "| blocks the pilot asked for | too few blocks in the pilot to say |" in told
+
+
+def test_two_packings_of_one_stream_have_two_rows_under_two_names() -> None:
+    lone = Cell(containers=1, stacks=1)
+    level = Level(cell=lone, streams=1, slowest=0.5, runs=3)
+    none = Density(cell=lone, streams=0, intel=0, livepeer=0, confirmed=False, levels=(level,), pixel_rate=1e7)
+    result = made("density").model_copy(update={"density": (none, none)})
+    told = markdown(report(result, concluded()))
+    assert "Packings: all in one container, one container each." in told
+    assert told.count("| all in one container |") == told.count("| one container each |") == 2
+    side = Side("a", result, concluded())
+    assert compare(side, side).verdict.endswith("all in one container: 0 and 0; one container each: 0 and 0.")
 
 
 def test_packings_are_named_however_many_stacks_there_are() -> None:
@@ -266,11 +353,14 @@ def test_a_command_stays_within_its_fences(word: str) -> None:
 
 FLOATS = st.floats(0, 1e15)
 WHOLE = st.integers(0, 10**15)
+FRAMES = st.integers(0, 10**9)
+PIXELS = st.integers(1, 10**6)
 CELLS = st.builds(Cell, containers=st.integers(0, 8), stacks=st.integers(1, 64), worker=st.booleans())
 STACKS = st.builds(
-    StackRun, container=WHOLE, started=FLOATS, ended=FLOATS, frames=WHOLE, cpu_user=FLOATS, cpu_system=FLOATS,
+    StackRun, container=WHOLE, started=st.floats(-1, 1), ended=st.floats(1, 1e15), frames=FRAMES,
+    cpu_user=FLOATS, cpu_system=FLOATS,
     switches=WHOLE, pss=WHOLE, engines=st.dictionaries(TEXTS, FLOATS, max_size=2), digest=TEXTS, trouble=TEXTS,
-    stamps=st.lists(st.builds(Stamp, at=FLOATS, frames=WHOLE), max_size=2).map(tuple),
+    stamps=st.lists(st.builds(Stamp, at=FLOATS, frames=FRAMES), max_size=2).map(tuple),
 )  # fmt: skip
 RUNS = st.builds(
     Run, block=st.integers(0, 3), place=WHOLE, cell=CELLS, again=st.booleans(), warmup=st.booleans(),
@@ -286,14 +376,14 @@ RESULTS = st.builds(
     kind=st.sampled_from(["topology", "density"]),
     made=TEXTS,
     partial=st.booleans(),
-    environment=st.builds(Environment, host=TEXTS, cpu=TEXTS, cpus=WHOLE, memory=WHOLE, image=TEXTS, driver=TEXTS),
-    device=st.builds(Device, kind=st.sampled_from(get_args(DeviceKind)), name=TEXTS, address=TEXTS),
+    environment=st.builds(Environment, host=TEXTS, cpu=TEXTS, cpus=PIXELS, memory=WHOLE, image=TEXTS, driver=TEXTS),
+    device=st.builds(Device, kind=st.sampled_from(["real", "simulated"]), name=TEXTS, address=TEXTS),
     design=st.builds(
         Design, profile=st.just("full"), engine=st.just("podman"), seed=WHOLE, reference=CELLS, blocks=WHOLE,
-        cells=st.lists(CELLS, max_size=3).map(tuple), margin=st.floats(0.001, 0.5),
+        cells=st.lists(CELLS, max_size=3).map(tuple), margin=st.floats(0.001, 0.49),
     ),
     workload=st.builds(
-        Workload, accel=st.just("qsv"), clip=TEXTS, codec=TEXTS, width=WHOLE, height=WHOLE, frames=WHOLE,
+        Workload, accel=st.just("qsv"), clip=TEXTS, codec=TEXTS, width=PIXELS, height=PIXELS, frames=FRAMES,
         frame_rate=st.floats(0.1, 1000), argv=st.lists(TEXTS, max_size=3).map(tuple),
     ),
     runs=st.lists(RUNS, max_size=5).map(tuple),
@@ -304,15 +394,15 @@ ANY = FLOATS | st.sampled_from([math.nan, math.inf])
 ESTIMATES = st.builds(Estimate, ANY, ANY, ANY, ANY, ANY, WHOLE)
 CONTRASTS = st.builds(
     Contrast, CELLS, CELLS, st.sampled_from(get_args(Metric)), st.none() | ESTIMATES,
-    st.sampled_from(["equivalent", "different", "inconclusive"]), ANY, ANY, st.booleans(), WHOLE, ANY, st.booleans(),
-    ANY, ANY,
+    st.sampled_from(["equivalent", "different", "inconclusive"]), ANY, ANY, st.booleans(), st.none() | WHOLE, ANY,
+    st.booleans(), ANY, ANY,
 )  # fmt: skip
 ROWS = st.builds(
     Row, CELLS, WHOLE, st.tuples(ANY, ANY, ANY), ANY, ANY, ANY, ANY, ANY, ANY, ANY, st.none() | ANY, st.none() | WHOLE
 )
 ANALYSES = st.builds(
     Analysis, TEXTS, st.lists(ROWS, max_size=4).map(tuple), st.lists(CONTRASTS, max_size=4).map(tuple),
-    st.lists(TEXTS, max_size=2).map(tuple),
+    st.lists(TEXTS, max_size=2).map(tuple), st.lists(TEXTS, max_size=2).map(tuple),
 )  # fmt: skip
 
 
@@ -416,11 +506,33 @@ def test_a_lopsided_interval_stays_lopsided() -> None:
 
 def test_a_comparison_warns_of_absolute_figures_and_says_what_differs() -> None:
     other = made(device="simulated", environment=Environment(cpu="another", cpus=64))
-    told = markdown(compare(Side("a", made(), concluded()), Side("b", other, concluded())))
+    told = markdown(compare(Side("a", made(device="real"), concluded()), Side("b", other, concluded())))
     assert told.count("cannot be compared absolutely") == 2
-    assert "different kinds: software and simulated" in told
+    assert "different kinds: real and simulated" in told
     assert "| CPU | small | another |" in told
     assert "| 1 × 2 | 126 [123–128] | 126 [123–128] |" in told
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("workload", {"frames": 1300}, "the frames of a run (250, 1,300)"),
+        ("workload", {"height": 1080}, "the size of the pictures (1280×720, 1280×1080)"),
+        ("design", {"engine": "podman"}, "the engine (docker, podman)"),
+        ("environment", {"ffmpeg": "8.0"}, "ffmpeg (not known, 8.0)"),
+        ("environment", {"image": "other sha256:1"}, "the image (not known, other sha256:1)"),
+    ],
+)
+def test_results_of_unlike_runs_are_shown_without_a_verdict(part: str, changes: dict[str, Any], words: str) -> None:
+    here = made()
+    there = here.model_copy(update={part: getattr(here, part).model_copy(update=changes)})
+    document = compare(Side("a", here, concluded()), Side("b", there, concluded(fps=0.9)))
+    assert document.verdict.startswith("b against a: no verdict, since they did not do the same")
+    [told] = [item for block in document.blocks if isinstance(block, Bullets) for item in block.items if words in item]
+    assert told.endswith("So there is no verdict.")
+    tables = [block for block in document.blocks if isinstance(block, Table) and "verdict" in block.columns]
+    assert {row[1] for table in tables for row in table.rows} == {"no verdict"}
+    assert tables[0].rows[0][4] == "0.900", "the ratio of ratios is there"
 
 
 def test_densities_compare_by_their_streams() -> None:
@@ -476,6 +588,16 @@ def test_what_is_no_result_is_refused_with_the_reason(tmp_path: Path, content: s
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ResultUnusable, match=re.escape(reason)):
         files.read(str(path))
+
+
+def test_a_partial_result_and_its_warm_up_are_read(tmp_path: Path) -> None:
+    result = made(partial=True)
+    warm = tuple(run.model_copy(update={"warmup": True}) for run in result.runs[:3])
+    path = tmp_path / "result.json"
+    for runs in ((), warm, (*warm, *warm, *result.runs)):
+        partial = result.model_copy(update={"runs": runs})
+        path.write_text(partial.model_dump_json())
+        assert files.read(str(path)) == partial
 
 
 def test_a_folder_a_pipe_a_huge_and_a_missing_file_are_refused(tmp_path: Path) -> None:
@@ -575,6 +697,41 @@ def test_bench_report_names_what_is_wrong_with_a_file(call: Call, tmp_path: Path
     assert done.code == 25
     assert "other.json has schema version 9" in done.err
     assert sorted(found.suffix for found in tmp_path.iterdir()) == [".json"] * 4
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "field"),
+    [
+        ("runs.0.stacks.0.ended", -5, "runs.0.stacks.0.ended"),
+        ("runs.0.stacks.0.started", -5, "runs.0.stacks.0.started"),
+        ("runs.0.stacks.0.frames", 10**14, "runs.0.stacks.0.frames"),
+        ("runs.0.stacks.0.stamps", [{"at": -1, "frames": 3}], "runs.0.stacks.0.stamps.0.at"),
+        ("runs.0.stacks.0.cpu_user", -1, "runs.0.stacks.0.cpu_user"),
+        ("runs.0.stacks", [], "runs.0.stacks"),
+        ("runs.1.cell", {"containers": 0, "stacks": 2}, "runs.1: block 0 has this run of bare 2 twice"),
+        ("workload.frames", 10**14, "workload.frames"),
+        ("workload.frame_rate", 0, "workload.frame_rate"),
+        ("workload.width", 0, "workload.width"),
+        ("design.margin", -1, "design.margin"),
+        ("design.margin", 0, "design.margin"),
+        ("design.margin", 0.9, "design.margin"),
+        ("device.kind", "real", "device.kind: real does not go with workload.accel"),
+        ("workload.accel", "qsv", "device.kind: software does not go with workload.accel"),
+    ],
+)
+def test_numbers_that_no_benchmark_gives_are_refused_with_their_field(
+    call: Call, tmp_path: Path, where: str, value: object, field: str
+) -> None:
+    data: Any = json.loads(made().model_dump_json())
+    *path, last = where.split(".")
+    part = data
+    for name in path:
+        part = part[int(name)] if name.isdigit() else part[name]
+    part[last] = value
+    (tmp_path / "edited.json").write_text(json.dumps(data))
+    done = call("report", "edited.json")
+    assert (done.code, done.out) == (25, "")
+    assert f"edited.json is no whole result: {field}" in done.err
 
 
 def test_bench_compare_prints_markdown_and_refuses_unlike_results(call: Call, tmp_path: Path) -> None:

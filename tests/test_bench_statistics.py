@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 
 from transcoder.bench.analysis import Estimate, Verdict, judge
 from transcoder.bench.statistics import (
+    FEW,
+    LEAST_FORECAST,
+    LEVEL,
     bca,
     drift,
     half_width,
@@ -31,6 +34,7 @@ from transcoder.bench.statistics import (
     p_equivalent,
     quantile,
     spread,
+    student,
     student_cdf,
     student_quantile,
     two_level,
@@ -104,6 +108,39 @@ def test_bca_agrees_with_scipy_within_what_chance_leaves_of_ten_thousand_resampl
     assert (low95, high95) == pytest.approx((0.0053333, 0.06325), abs=0.0015)
     percentile = (0.0051667, 0.0505)
     assert abs(low90 - percentile[0]) > 0.002 < abs(high90 - percentile[1]), "not plain percentiles"
+
+
+def test_students_interval_is_the_mean_and_its_error_times_a_quantile_of_the_tables() -> None:
+    mean, error = sum(LOGS) / 12, spread(LOGS) / math.sqrt(12)
+    found = student(LOGS, (0.9, 0.95))
+    for (low, high), quantile_11 in zip(found, (1.7958848, 2.2009852), strict=True):
+        assert (low, high) == pytest.approx((mean - quantile_11 * error, mean + quantile_11 * error), abs=1e-8)
+    assert student([0.2], (0.9,)) == ((0.2, 0.2),)
+    assert student([0.25] * 3, (0.9,)) == ((0.25, 0.25),)
+    with pytest.raises(ValueError, match="nothing"):
+        student([], (0.9,))
+
+
+@given(logs=st.lists(st.floats(-1, 1), min_size=3, max_size=FEW - 1), margin=st.floats(0.01, 0.5))
+def test_of_few_blocks_intervals_and_tests_say_the_same(logs: list[float], margin: float) -> None:
+    (low90, high90), (low95, high95) = student(logs, (0.9, 0.95))
+    near = 1e-9
+    if abs(p_different(logs) - LEVEL) > near:
+        assert (p_different(logs) < LEVEL) == (not low95 <= 0 <= high95)
+    if abs(p_equivalent(logs, margin) - LEVEL) > near:
+        assert (p_equivalent(logs, margin) < LEVEL) == (math.log1p(-margin) < low90 and high90 < math.log1p(margin))
+
+
+def test_a_bootstrap_of_few_blocks_is_too_narrow_and_students_interval_is_not() -> None:
+    generator = random.Random(7)
+    held = {"student": 0, "bca": 0}
+    for seed in range(300):
+        logs = [generator.gauss(0, 0.05) for _ in range(4)]
+        found = {"student": student(logs, (0.9,)), "bca": bca(logs, (0.9,), seed=seed, resamples=200)}
+        for name, ((low, high),) in found.items():
+            held[name] += low <= 0 <= high
+    assert held["bca"] < 0.82 * 300
+    assert 0.85 * 300 < held["student"] < 0.95 * 300
 
 
 @pytest.mark.parametrize("logs", [[0.2], [0.2, 0.5], [0.2] * 9], ids=["one", "two", "all equal"])
@@ -186,18 +223,34 @@ def test_the_number_of_blocks_is_the_formulas() -> None:
     assert needed_blocks(0.0, 0.03) == 3
 
 
-@given(logs=some_logs, margin=st.floats(0.01, 0.2), contrasts=st.integers(1, 9))
+@given(
+    logs=st.lists(st.floats(-1, 1), min_size=LEAST_FORECAST, max_size=20), margin=st.floats(0.01, 0.2),
+    contrasts=st.integers(1, 9),
+)  # fmt: skip
 def test_an_open_question_takes_more_blocks_and_more_where_more_is_asked(
     logs: list[float], margin: float, contrasts: int
 ) -> None:
-    assert 1 <= more_blocks(logs, margin, contrasts) <= more_blocks(logs, margin, contrasts + 1)
+    assert 1 <= forecast(logs, margin, contrasts) <= forecast(logs, margin, contrasts + 1)
+
+
+def forecast(logs: Sequence[float], margin: float, contrasts: int = 1) -> int:
+    found = more_blocks(logs, margin, contrasts)
+    assert found is not None
+    return found
+
+
+def test_four_blocks_foretell_nothing_and_five_with_the_care_that_five_ask_for() -> None:
+    logs = [-0.1, 0.1, -0.1, 0.1, 0.0]
+    assert more_blocks(logs[:4], 0.03) is None
+    reach = 2.7764451051977 + 1.5332062740589  # Student's quantiles with 4 degrees of freedom
+    assert more_blocks(logs, 0.03) == math.ceil((reach * 0.1 / math.log1p(0.03)) ** 2) - 5
 
 
 def test_a_ratio_near_the_margin_takes_longest() -> None:
     """Halfway between 1 and the margin both verdicts are equally far."""
     noise = [-0.2, 0.2] * 10
     halfway = math.log1p(0.1) / 2
-    blocks = [more_blocks([mean + one for one in noise], 0.1) for mean in (0.02, halfway, 0.09)]
+    blocks = [forecast([mean + one for one in noise], 0.1) for mean in (0.02, halfway, 0.09)]
     assert blocks[1] > max(blocks[0], blocks[2])
 
 
@@ -206,7 +259,7 @@ def test_as_many_more_blocks_as_foretold_settle_it() -> None:
     settled = 0
     for run in range(50):
         pilot = [generator.gauss(0, 0.05) for _ in range(8)]
-        more = more_blocks(pilot, 0.1)
+        more = forecast(pilot, 0.1)
         settled += verdict([*pilot, *(generator.gauss(0, 0.05) for _ in range(more))], 0.1, run) == "equivalent"
     assert settled >= 35, "nine of ten if the pilot had known mean and spread exactly"
 

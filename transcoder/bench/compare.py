@@ -47,7 +47,8 @@ class Shift:
     a: Estimate
     b: Estimate
     ratio: Estimate
-    verdict: Verdict
+    verdict: Verdict | None
+    """None where the two did not do the same, so that none would mean anything."""
 
 
 def compare(a: Side, b: Side) -> Document:
@@ -56,7 +57,8 @@ def compare(a: Side, b: Side) -> Document:
     blocks: list[Block] = [*_warnings(a, b), _differences(a, b)]
     if a.result.kind == "density":
         return Document(_density_verdict(a, b), (*blocks, *_densities(a, b)))
-    found = shifts(a.analysis, b.analysis, max(a.result.design.margin, b.result.design.margin))
+    margin = max(a.result.design.margin, b.result.design.margin)
+    found = shifts(a.analysis, b.analysis, margin, judged=not unlike(a.result, b.result))
     return Document(_verdict(found, a, b), (*blocks, *_ratios(found, a, b), *_absolute(a, b)))
 
 
@@ -77,8 +79,22 @@ def refuse_unlike(a: tuple[str, Result], b: tuple[str, Result]) -> None:
             )
 
 
-def shifts(a: Analysis, b: Analysis, margin: float) -> tuple[Shift, ...]:
-    """Each contrast that both have, B's ratio over A's."""
+def unlike(a: Result, b: Result) -> tuple[str, ...]:
+    """What differs so that a verdict on both would be one on that: as `the engine (docker, podman)`."""
+    pairs: dict[str, list[str]] = {
+        "the size of the pictures": [f"{side.workload.width}×{side.workload.height}" for side in (a, b)],
+        "the frames of a run": [f"{side.workload.frames:,}" for side in (a, b)],
+        "the engine": [side.design.engine for side in (a, b)],
+        "ffmpeg": [side.environment.ffmpeg for side in (a, b)],
+        "the image": [side.environment.image for side in (a, b)],
+    }
+    return tuple(
+        f"{what} ({of_a or 'not known'}, {of_b or 'not known'})" for what, (of_a, of_b) in pairs.items() if of_a != of_b
+    )
+
+
+def shifts(a: Analysis, b: Analysis, margin: float, *, judged: bool = True) -> tuple[Shift, ...]:
+    """Each contrast that both have, B's ratio over A's; with a verdict where they are to be judged."""
     in_a = {_key(contrast): contrast for contrast in a.contrasts if not contrast.again}
     found = []
     for contrast in b.contrasts:
@@ -86,7 +102,7 @@ def shifts(a: Analysis, b: Analysis, margin: float) -> tuple[Shift, ...]:
         if contrast.again or before is None or before.ratio is None or contrast.ratio is None:
             continue
         ratio = ratio_of(before.ratio, contrast.ratio)
-        verdict = verdict_on(ratio, margin_of(contrast.metric, margin))
+        verdict = verdict_on(ratio, margin_of(contrast.metric, margin)) if judged else None
         found.append(Shift(contrast.cell, contrast.metric, before.ratio, contrast.ratio, ratio, verdict))
     return tuple(found)
 
@@ -123,6 +139,11 @@ def _key(contrast: Contrast) -> tuple[Cell, Cell, Metric]:
 def _verdict(found: tuple[Shift, ...], a: Side, b: Side) -> str:
     if not found:
         return f"{b.name} against {a.name}: no ratio that both have with three blocks or more; nothing can be said."
+    if unlike(a.result, b.result):
+        return (
+            f"{b.name} against {a.name}: no verdict, since they did not do the same; the ratios of ratios are for "
+            "orientation only."
+        )
     margin = brief(max(a.result.design.margin, b.result.design.margin) * 100)
     of = [shift for shift in found if shift.metric == "fps"] or list(found)
     counts = {verdict: sum(shift.verdict == verdict for shift in of) for verdict in ("equivalent", "different")}
@@ -141,8 +162,8 @@ def _warnings(a: Side, b: Side) -> list[Block]:
     ]
     if a.result.device.kind != b.result.device.kind:
         found.append(f"The devices are of different kinds: {a.result.device.kind} and {b.result.device.kind}.")
-    if _size(a) != _size(b):
-        found.append(f"The pictures differ in size or number: {_size(a)} and {_size(b)}.")
+    if differing := unlike(a.result, b.result):
+        found.append(f"Other work or other programs take other time: {'; '.join(differing)}. So there is no verdict.")
     if a.result.workload.argv != b.result.workload.argv:
         found.append("ffmpeg was told different things; see what differs.")
     for side in (a, b):
@@ -153,11 +174,6 @@ def _warnings(a: Side, b: Side) -> list[Block]:
         Bullets(tuple(found), loud=True),
         Heading("What differs"),
     ]
-
-
-def _size(side: Side) -> str:
-    work = side.result.workload
-    return f"{work.width}×{work.height} × {work.frames}"
 
 
 def _differences(a: Side, b: Side) -> Block:
@@ -214,13 +230,13 @@ def _ratios(found: tuple[Shift, ...], a: Side, b: Side) -> list[Block]:
 def _line(shift: Shift) -> Interval:
     ratio = shift.ratio
     ends = (ratio.value, ratio.low90, ratio.high90, ratio.low95, ratio.high95)
-    return Interval(shift.cell.name, *ends, shift.verdict)
+    return Interval(shift.cell.name, *ends, shift.verdict or "no verdict")
 
 
 def _shift(shift: Shift) -> tuple[str, ...]:
     return (
         shift.cell.name,
-        shift.verdict,
+        shift.verdict or "no verdict",
         f"{figures(shift.a.value)} ({_ends(shift.a)})",
         f"{figures(shift.b.value)} ({_ends(shift.b)})",
         figures(shift.ratio.value),

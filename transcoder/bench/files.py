@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from transcoder.bench.analysis import Analysis, analyse
 from transcoder.bench.plots import MARK
-from transcoder.bench.result import SCHEMA, Result
+from transcoder.bench.result import SCHEMA, Result, contradiction
 from transcoder.errors import ResultUnusable, TargetExists, TargetUnwritable
 
 LARGEST: Final = 64 * 1024 * 1024
@@ -42,20 +42,25 @@ def read(path: str) -> Result:
             "Read it with the version of transcoder that wrote it, or measure again.",
         )
     try:
-        return Result.model_validate(data)
+        result = Result.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ResultUnusable(f"{path} is no whole result: {where[:200]}: {first['msg']}", _ANOTHER) from None
+        raise _impossible(path, f"{where[:200]}: {first['msg']}") from None
+    if wrong := contradiction(result):
+        raise _impossible(path, wrong)
+    return result
+
+
+def _impossible(path: str, why: str) -> ResultUnusable:
+    return ResultUnusable(f"{path} is no whole result: {why}", _ANOTHER)
 
 
 def analysed(name: str, result: Result) -> tuple[Result, Analysis]:
     """The result and what follows from it. Raises ResultUnusable for numbers from which nothing can follow."""
-    if result.workload.frame_rate <= 0 or any(not run.stacks for run in result.runs):
-        raise ResultUnusable(f"{name} has a run without stacks, or a clip without a frame rate", _ANOTHER)
     try:
         return result, analyse(result)
-    except ArithmeticError as error:
+    except (ArithmeticError, ValueError) as error:
         raise ResultUnusable(f"the numbers of {name} make no sense together: {error}", _ANOTHER) from None
 
 

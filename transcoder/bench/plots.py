@@ -65,7 +65,7 @@ class Interval:
     high90: float
     low95: float
     high95: float
-    verdict: Literal["equivalent", "different", "inconclusive"] = "inconclusive"
+    verdict: Literal["equivalent", "different", "inconclusive", "no verdict"] = "inconclusive"
     again: bool = False
     """Whether it is the reference against itself: the noise floor."""
 
@@ -255,6 +255,7 @@ _SERIES_OF: Final[dict[str, tuple[Shape, int, bool]]] = {
     "equivalent": ("circle", 0, False),
     "different": ("diamond", 1, False),
     "inconclusive": ("circle", 5, True),
+    "no verdict": ("triangle", 5, True),
     "again": ("square", 5, True),
 }
 _VERDICTS: Final = {

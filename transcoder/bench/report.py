@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from transcoder.bench.analysis import LATENCY_MARGIN, Analysis, Contrast, Metric, Row
+from transcoder.bench.analysis import (
+    LATENCY_MARGIN,
+    Analysis,
+    Contrast,
+    Metric,
+    Row,
+    asked_for,
+    packings,
+    pilot_cut,
+)
 from transcoder.bench.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from transcoder.bench.plots import (
     NARROW,
@@ -24,6 +37,7 @@ from transcoder.bench.plots import (
 )
 from transcoder.bench.plots import saturation as saturation_plot
 from transcoder.bench.result import Cell, Density, Device, Result, Run
+from transcoder.bench.statistics import FEW, LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,8 @@ LIMITS: Final = (1.25, 1.0, 0.98)
 
 def report(result: Result, analysis: Analysis) -> Document:
     """Everything that a reader needs to believe the verdict, to doubt it and to repeat it."""
-    blocks: list[Block] = [*_doubts(result, analysis), *_compared(result)]
+    further: list[Block] = [Paragraph(" ".join(analysis.further))] if analysis.further else []
+    blocks: list[Block] = [*further, *_doubts(result, analysis), *_compared(result)]
     if result.kind == "density":
         blocks += _density(result)
     else:
@@ -128,14 +143,14 @@ def saturation_figure(name: str, caption: str, curves: Sequence[Curve], up: str,
     return Figure(name, caption, wide, narrow)
 
 
-def level_curves(densities: Iterable[Density]) -> tuple[Curve, ...]:
+def level_curves(densities: Sequence[Density]) -> tuple[Curve, ...]:
     """The slowest stream's × real time over the number of streams, a curve for each density."""
     return tuple(
         Curve(
-            packing(max((level.cell for level in found.levels), key=lambda cell: cell.stacks, default=found.cell)),
+            packing(shown),
             tuple(Point(level.streams, level.slowest, level.slowest, level.slowest) for level in found.levels),
         )
-        for found in densities
+        for found, shown in zip(densities, packings(densities), strict=True)
     )
 
 
@@ -153,18 +168,33 @@ def _compared(result: Result) -> list[Block]:
         if result.kind == "density"
         else "whether the way in which equal stacks are packed into containers matters"
     )
-    cells = ", ".join(dict.fromkeys(cell.name.replace(" ", "\N{NO-BREAK SPACE}") for cell in design.cells))
     return [
         Heading("What was compared"),
         Paragraph(
-            f"Asked: {asked}. Every stack encodes {work.clip} ({work.width}×{work.height}, {work.frames:,} frames, "
-            f"{brief(work.frame_rate)} per second of real time) to {work.codec} by {work.accel}. {on(result.device)}"
+            f"Asked: {asked}. Every stack encodes {_clip(work.clip)} ({work.width}×{work.height}, "
+            f"{work.frames:,} frames, {brief(work.frame_rate)} per second of real time) to {work.codec} by "
+            f"{work.accel}. {on(result.device)}"
         ),
-        Paragraph(
-            f"Cells: {cells or 'none'}. M × N is M containers with N stacks each; bare is without a container. "
-            f"Containers by {result.environment.engine or design.engine}."
-        ),
+        Paragraph(f"{_packed(result)} Containers by {result.environment.engine or design.engine}."),
     ]
+
+
+def _packed(result: Result) -> str:
+    if result.kind == "density":
+        return f"Packings: {', '.join(map(packing, packings(result.density))) or 'none'}."
+    cells = dict.fromkeys(cell.name.replace(" ", "\N{NO-BREAK SPACE}") for cell in result.design.cells)
+    return (
+        f"Cells: {', '.join(cells) or 'none'}. M × N is M containers with N stacks each; bare is without a container."
+    )
+
+
+def _clip(name: str) -> str:
+    """The clip in words; one that is made is named by its seconds alone."""
+    made = _MADE.fullmatch(name)
+    return f"a clip made on the spot ({made[1]} s)" if made else name
+
+
+_MADE: Final = re.compile(r"made \(([\d.]+) s\)")
 
 
 def _topology(result: Result, analysis: Analysis) -> list[Block]:
@@ -172,11 +202,25 @@ def _topology(result: Result, analysis: Analysis) -> list[Block]:
     found: list[Block] = []
     metrics = [metric for metric in MEASURES if any(c.metric == metric for c in analysis.contrasts)]
     for metric in metrics[:1]:
-        found += [Heading(f"Ratios: {MEASURES[metric].title}"), *_contrasts(result, analysis, metric)]
+        found += [Heading(f"Ratios: {MEASURES[metric].title}"), _needs(result)]
+        found += _contrasts(result, analysis, metric)
     found += [*_cells(analysis.rows, device), *_curves(analysis.rows, device)]
     for metric in metrics[1:]:
         found += [Heading(f"Ratios: {MEASURES[metric].title}"), *_contrasts(result, analysis, metric)]
     return [*found, *_noise(analysis.contrasts, device)]
+
+
+def _needs(result: Result) -> Paragraph:
+    """What each verdict takes, for who wonders why an interval has that one."""
+    margin, level = brief(result.design.margin * 100), brief(LEVEL * 100)
+    return Paragraph(
+        f"Equivalent: the whole 90 % interval lies within ± {margin} %, and the two one-sided t-tests agree (p at most "
+        f"{level} %). Different: the 95 % interval excludes 1, and the paired t-test agrees. Inconclusive: neither, "
+        "which says that more blocks are needed and not that nothing differs. The tests are stricter the more ratios "
+        "a table has (Holm), so that one ratio among several can be inconclusive where it alone would not be. With "
+        f"fewer than {FEW} blocks the intervals are Student's, since a bootstrap of so few is too narrow; with more "
+        "they are bootstrapped (BCa)."
+    )
 
 
 def _contrasts(result: Result, analysis: Analysis, metric: Metric) -> list[Block]:
@@ -210,11 +254,21 @@ def _contrast(one: Contrast) -> tuple[str, ...]:
         figures(ratio.value) if ratio else "–",
         f"{difference(ratio.low90)} … {difference(ratio.high90)}" if ratio else "fewer than 3 blocks",
         str(ratio.blocks) if ratio else "–",
-        f"{one.more_blocks:,}" if one.more_blocks else "–",
-        f"± {brief(one.wider * 100)} %" if ratio else "–",
-        f"{one.p_equivalent:.2g}" if ratio else "–",
-        f"{one.p_different:.2g}" if ratio else "–",
+        _more(one),
+        f"± {brief(one.wider * 100)} %" if ratio and math.isfinite(one.wider) else "–",
+        _chance(one.p_equivalent) if ratio else "–",
+        _chance(one.p_different) if ratio else "–",
     )
+
+
+def _more(one: Contrast) -> str:
+    if one.more_blocks is None:
+        return "too few to say"
+    return f"{one.more_blocks:,}" if one.more_blocks else "–"
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _name(one: Contrast) -> str:
@@ -362,22 +416,33 @@ def _engine(run: Run, engine: str) -> float:
 
 def _design(result: Result) -> list[Block]:
     design = result.design
-    seen = len({run.block for run in result.runs if not run.warmup})
-    facts = {
-        "profile": design.profile,
-        "seed": str(design.seed),
-        "reference": design.reference.name,
-        "margin of equivalence": f"± {brief(design.margin * 100)} %",
-        "blocks of the pilot": str(design.pilot_blocks),
-        "blocks, fixed from the pilot": str(design.blocks) if design.blocks else "not yet fixed",
-        "blocks the pilot asked for": str(design.wanted) if design.wanted else "–",
-        "blocks measured": str(seen),
-        "time budget": f"{brief(design.budget)} s" if design.budget else "none",
-        "begun": result.made,
-        "schema version": str(result.schema_version),
-    }
+    facts: dict[str, str] = {"profile": design.profile}
+    if result.kind == "topology":
+        facts |= {
+            "seed": str(design.seed),
+            "reference": design.reference.name,
+            "margin of equivalence": f"± {brief(design.margin * 100)} %",
+            **_blocks(result),
+            "time budget": f"{brief(design.budget)} s" if design.budget else "none",
+        }
+    facts |= {"begun": result.made, "schema version": str(result.schema_version)}
     caption = f"The design, fixed before the first block that counts. {on(result.device)}"
     return [Heading("Design"), _facts(caption, facts)]
+
+
+def _blocks(result: Result) -> dict[str, str]:
+    """How many blocks were planned, asked for and measured; a pilot that was cut fixed and asked for nothing."""
+    design, cut, asked = result.design, pilot_cut(result), asked_for(result)
+    fixed = f"{design.blocks:,}" if design.blocks else "not yet fixed"
+    wanted = f"{asked:,}" if asked else "too few blocks in the pilot to say" if design.wanted else "–"
+    return {
+        "blocks of the pilot": f"{cut:,} of {design.pilot_blocks:,}: cut by the time budget"
+        if cut
+        else f"{design.pilot_blocks:,}",
+        "blocks, fixed from the pilot": "nothing was fixed, as the pilot was cut" if cut else fixed,
+        "blocks the pilot asked for": "nothing, as it was cut" if cut else wanted,
+        "blocks measured": f"{len({run.block for run in result.runs if not run.warmup}):,}",
+    }
 
 
 def _environment(result: Result) -> list[Block]:
@@ -411,17 +476,65 @@ def _facts(caption: str, facts: Mapping[str, str]) -> Table:
 
 def _again(result: Result) -> list[Block]:
     words = result.workload.argv
-    ffmpeg: list[Block] = [Paragraph("Each stack's ffmpeg, as planned:"), Code(" ".join(words))] if words else []
-    return [Heading("How to repeat it"), Code(command_line(result)), *ffmpeg]
+    ffmpeg: list[Block] = [Paragraph("Each stack's ffmpeg, as planned:"), Code(shlex.join(words))] if words else []
+    return [Heading("How to repeat it"), Code(command_line(result)), Paragraph(_unknown(result)), *ffmpeg]
 
 
 def command_line(result: Result) -> str:
-    """The command that asks the same."""
+    """The command that asks the same, as far as the result knows; its words are quoted for a shell."""
     design, work = result.design, result.workload
     words = ["transcoder", "bench", result.kind]
+    words += _of_topology(result) if result.kind == "topology" else _of_density(result)
+    words += ["--height", str(work.height), "--accel", work.accel, "--engine", design.engine]
+    if design.engine != "processes" and (image := result.environment.image.partition(" ")[0]):
+        words += ["--image", image]
+    if not _MADE.fullmatch(work.clip):
+        words += ["--clip", work.clip]
+    return shlex.join(words)
+
+
+def _of_topology(result: Result) -> list[str]:
+    design = result.design
+    words = ["--profile", design.profile, "--seed", str(design.seed)]
+    words += ["--stacks", ",".join(str(n) for n in sorted({cell.stacks for cell in design.cells}) or [1])]
+    words += ["--pilot", str(design.pilot_blocks)]
+    words += ["--budget", f"{design.budget:.15g}"] if design.budget else []
+    return [*words, "--worker" if any(cell.worker for cell in design.cells) else "--no-worker"]
+
+
+def _of_density(result: Result) -> list[str]:
+    work = result.workload
+    words = ["--codec", work.codec, "--seconds", f"{work.frames / work.frame_rate:.6g}"]
+    words += ["--packing", known] if (known := _packing_word(result)) else []
+    return [*words, "--repeats", str(repeats)] if (repeats := _repeats(result)) else words
+
+
+def _packing_word(result: Result) -> str:
+    """As --packing says it; empty where one stream alone was tried in one packing, which may be either."""
+    shown = packings(result.density)
+    if len(shown) > 1:
+        return "both"
+    several = [cell for cell in shown if cell.stacks > 1]
+    return ("one" if several[0].containers == 1 else "each") if several else ""
+
+
+def _repeats(result: Result) -> int:
+    """How often a number that was confirmed was measured anew; 0 where none was."""
+    anew = Counter(run.cell for run in result.runs if not run.warmup and not run.pilot)
+    return max((anew[one.cell] for one in result.density if one.confirmed), default=0)
+
+
+def _unknown(result: Result) -> str:
+    """What a user may have said that no result keeps."""
+    made = _MADE.fullmatch(result.workload.clip)
+    missing = ["words for the container engine (--run-option)"]
+    if not made:
+        missing.append("the folder of the clip")
     if result.kind == "topology":
-        words += ["--profile", design.profile, "--seed", str(design.seed)]
-        words += ["--stacks", ",".join(str(n) for n in sorted({cell.stacks for cell in design.cells}) or [1])]
+        frames = f"each encoded {result.workload.frames:,} frames"
+        missing.append(f"how long a run was to be (--seconds; {frames}, fitted to this machine's speed)")
     else:
-        words += ["--codec", work.codec]
-    return " ".join([*words, "--height", str(work.height), "--accel", work.accel, "--engine", design.engine])
+        missing += ["the most streams to try (--stacks-max)", "the device that was named (--device)"]
+        missing += [] if _packing_word(result) else ["which packing was tried (--packing)"]
+        missing += [] if _repeats(result) else ["how often a number was to be confirmed (--repeats)"]
+    return f"The result does not know: {'; '.join(missing)}."

@@ -1,12 +1,13 @@
 """What a benchmark is asked, what it saw and what follows, as values; the JSON of a result is these.
 
-Moments are seconds of CLOCK_MONOTONIC since the stacks of a run were released.
+Moments are seconds of CLOCK_MONOTONIC since the stacks of a run were released. A field's bounds hold wherever it is
+made; what fields say of each other is checked where a result is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +17,11 @@ Accel = Literal["software", "vaapi", "qsv"]
 DeviceKind = Literal["real", "simulated", "software"]
 Engine = Literal["docker", "podman", "processes"]
 Profile = Literal["quick", "full", "gpu"]
+Count = Annotated[int, Field(ge=0)]
+Frames = Annotated[int, Field(ge=0, le=10**9)]
+"""A year of 25 per second is less."""
+Pixels = Annotated[int, Field(ge=1, le=10**6)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class Value(BaseModel):
@@ -49,11 +55,11 @@ class Workload(Value):
     clip: str
     """Its name in the corpus."""
     codec: str = "h264"
-    width: int
-    height: int
-    frames: int
+    width: Pixels
+    height: Pixels
+    frames: Frames
     """Of the clip as one stack reads it, which it encodes all."""
-    frame_rate: float
+    frame_rate: float = Field(gt=0, le=10**6)
     """Frames per second at which it plays: real time."""
     argv: tuple[str, ...] = ()
     """ffmpeg's words, as planned; the same in every cell."""
@@ -72,8 +78,8 @@ class Environment(Value):
 
     host: str = ""
     cpu: str = ""
-    cpus: int = 1
-    memory: int = 0
+    cpus: int = Field(default=1, ge=1)
+    memory: Count = 0
     """Bytes."""
     kernel: str = ""
     governor: str = ""
@@ -90,26 +96,27 @@ class Environment(Value):
 class Stamp(Value):
     """That many frames were encoded at that second."""
 
-    at: float
-    frames: int
+    at: Seconds
+    frames: Frames
 
 
 class StackRun(Value):
     """One stack's run in a cell."""
 
-    container: int
+    container: Count
     """Counted from 0; 0 too where bare."""
-    started: float
+    started: float = Field(ge=-1)
+    """A little before the release where clocks are read one after the other."""
     ended: float
-    frames: int
+    frames: Frames
     stamps: tuple[Stamp, ...] = ()
-    cpu_user: float = 0.0
-    cpu_system: float = 0.0
+    cpu_user: Seconds = 0.0
+    cpu_system: Seconds = 0.0
     """Seconds of the CPU, of ffmpeg; of a worker's stack of its worker too."""
-    switches: int = 0
-    pss: int = 0
+    switches: Count = 0
+    pss: Count = 0
     """Bytes, the largest proportional set size that was seen."""
-    engines: Mapping[str, float] = {}
+    engines: Mapping[str, Seconds] = {}
     """Seconds that the GPU's engines worked for it, by engine."""
     digest: str = ""
     """Of the encoded pictures: equal in all cells where the encoder is deterministic."""
@@ -120,8 +127,8 @@ class StackRun(Value):
 class Run(Value):
     """One cell, once: all its stacks released at the same moment."""
 
-    block: int
-    place: int
+    block: Count
+    place: Count
     """In the order of its block, from 0."""
     cell: Cell
     again: bool = False
@@ -131,13 +138,13 @@ class Run(Value):
     pilot: bool = False
     """Whether its block was of the pilot, from which the number of blocks was fixed."""
     stacks: tuple[StackRun, ...]
-    start: float = 0.0
+    start: Seconds = 0.0
     """Seconds from the start of the cell's containers until all were ready; 0 where they were up already."""
     cpu_busy: float = 0.0
     """The share of all CPUs that worked, from 0 to 1."""
     steal: float = 0.0
     load: float = 0.0
-    throttled: float = 0.0
+    throttled: Seconds = 0.0
     """Seconds that a quota held its containers back."""
 
 
@@ -145,9 +152,9 @@ class Blast(Value):
     """What is lost when one of a cell's containers is killed while all stacks work."""
 
     cell: Cell
-    lost: int
+    lost: Count
     """Stacks that did not finish."""
-    finished: int
+    finished: Count
 
 
 class Design(Value):
@@ -158,14 +165,14 @@ class Design(Value):
     seed: int
     cells: tuple[Cell, ...]
     reference: Cell
-    margin: float = 0.03
+    margin: float = Field(default=0.03, gt=0, lt=0.5)
     """The band of equivalence: ratios within 1 ± margin are the same."""
-    pilot_blocks: int = 8
-    blocks: int = 0
+    pilot_blocks: Count = 8
+    blocks: Count = 0
     """That count, fixed from the pilot; 0 while the pilot runs."""
-    wanted: int = 0
+    wanted: Count = 0
     """How many the pilot asked for, before the time budget cut it."""
-    budget: float = 0.0
+    budget: Seconds = 0.0
     """Seconds that it may take."""
 
 
@@ -173,10 +180,10 @@ class Level(Value):
     """What a density run saw at a number of streams: the slowest of them, of all repeats."""
 
     cell: Cell
-    streams: int
-    slowest: float
+    streams: Count
+    slowest: float = Field(ge=0)
     """× real time, the median of the repeats' slowest stream."""
-    runs: int
+    runs: Count
 
 
 class Density(Value):
@@ -184,18 +191,18 @@ class Density(Value):
 
     cell: Cell
     """With `stacks` as that number or 1 where it is 0."""
-    streams: int
+    streams: Count
     """Slowest ≥ 1."""
-    intel: int
+    intel: Count
     """Slowest ≥ 0.98."""
-    livepeer: int
+    livepeer: Count
     """Slowest takes at most 0.8 of the clip's time: ≥ 1.25."""
     confirmed: bool
     """Whether N and N + 1 were both measured anew, and said the same."""
     capped: bool = False
     """Whether the search ended at its largest number before the device was full."""
     levels: tuple[Level, ...]
-    pixel_rate: float
+    pixel_rate: float = Field(ge=0)
     """Pixels per second that the device made at N, all streams together."""
 
 
@@ -219,3 +226,29 @@ class Result(Value):
     """The sentences of the analysis, by stacks and cell, for who reads JSON alone."""
     notes: tuple[str, ...] = ()
     """What the reader must know: a cell that could not be run here, and why."""
+
+
+def contradiction(result: Result) -> str:
+    """What fields of a whole result say against each other, with their name first; empty where nothing."""
+    work, device = result.workload, result.device
+    if (work.accel == "software") != (device.kind == "software"):
+        return f"device.kind: {device.kind} does not go with workload.accel, which is {work.accel}"
+    seen: set[tuple[int, Cell, bool]] = set()
+    for number, run in enumerate(result.runs):
+        if wrong := _contradiction(run):
+            return f"runs.{number}.{wrong}"
+        if run.warmup:
+            continue
+        if (run.block, run.cell, run.again) in seen:
+            return f"runs.{number}: block {run.block} has this run of {run.cell.name} twice"
+        seen.add((run.block, run.cell, run.again))
+    return ""
+
+
+def _contradiction(run: Run) -> str:
+    if not run.stacks:
+        return "stacks: a run has at least one"
+    for place, stack in enumerate(run.stacks):
+        if stack.ended < stack.started:
+            return f"stacks.{place}.ended: {stack.ended:g} is before started, which is {stack.started:g}"
+    return ""
