@@ -90,6 +90,22 @@ def test_with_several_numbers_of_stacks_the_headline_tells_which_and_a_differenc
     assert equal.headline.startswith("Packing of 4 stacks makes no difference within 3 %: four containers ran at ")
 
 
+def test_a_ratio_that_several_questions_make_inconclusive_says_so() -> None:
+    """Its 95 % interval excludes 1, which would contradict the verdict without a word."""
+    others = tuple(Cell(containers=n, stacks=12) for n in (2, 3, 4, 6, 12))
+    seen = 0
+    for slower in (0.9, 0.92, 0.94):
+        found = analyse(made(5, noise=0.03, cells=(*others, Cell(containers=1, stacks=12), BARE, TWO),
+                             slower=dict.fromkeys(others, slower)), RESAMPLES)  # fmt: skip
+        for one in found.contrasts:
+            if one.metric == "fps" and not one.again and one.ratio and one.verdict == "inconclusive":
+                alone = not one.ratio.low95 <= 1 <= one.ratio.high95
+                told = analysis.verdicts(found, made(0))[one.cell.name]
+                assert ("; its interval alone says different, but the test" in told) == alone
+                seen += alone
+    assert seen
+
+
 def test_one_packing_alone_and_bare_alone_are_no_question_of_packing() -> None:
     alone = analyse(made(8, cells=()), RESAMPLES)
     assert alone.headline == "There is nothing to compare: one packing alone was measured."

@@ -237,6 +237,8 @@ def test_the_command_of_a_density_has_its_packing_seconds_and_repeats() -> None:
     anew = tuple(result.runs[0].model_copy(update={"block": 90 + n, "cell": cell}) for n in range(4))
     confirmed = result.model_copy(update={"runs": anew, "density": result.density * 2})
     assert "--packing both --repeats 4 " in command_line(confirmed)
+    lone = tuple(run.model_copy(update={"cell": Cell(containers=1, stacks=1)}) for run in anew)
+    assert "--repeats" not in command_line(confirmed.model_copy(update={"runs": lone})), "both packings have those"
     assert "(--repeats)" not in markdown(report(confirmed, concluded()))
     assert "(--repeats)" in markdown(report(result, concluded()))
 

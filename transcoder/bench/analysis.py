@@ -482,7 +482,7 @@ def _topology(result: Result, contrasts: Sequence[Contrast]) -> list[str]:
     several = len({one.cell.stacks for one in fps}) > 1
     said = [_headline(first, floor, margin, several=several)]
     if first.verdict == "inconclusive":
-        said.append(_forecast(first))
+        said += [*([f"{_capital(why)}."] if (why := _overruled(first, margin)) else []), _forecast(first)]
     others = [one for one in packed if one is not first]
     if others:
         said.append(f"Other packings: {'; '.join(_briefly(one) for one in others)}.")
@@ -528,7 +528,19 @@ def _sentence(contrast: Contrast, margin: float) -> str:
     if contrast.verdict == "equivalent":
         return f"{ran}: no difference within {_percent(margin)}"
     also = f", equivalent at {math.ceil(contrast.wider * 100 - 1e-9)} %" if contrast.wider <= 0.5 else ""
-    return f"{ran}: inconclusive at {_percent(margin)}{also}"
+    why = _overruled(contrast, margin)
+    return f"{ran}: inconclusive at {_percent(margin)}{also}{f'; {why}' if why else ''}"
+
+
+def _overruled(contrast: Contrast, margin: float) -> str:
+    """Why a ratio is inconclusive whose interval alone would say more; empty where it would not."""
+    alone = judge(contrast.ratio, margin, 0.0, 0.0) if contrast.ratio else "inconclusive"
+    if alone == contrast.verdict:
+        return ""
+    p = contrast.p_equivalent if alone == "equivalent" else contrast.p_different
+    return (
+        f"its interval alone says {alone}, but the test, which allows for all ratios of the table, does not (p {p:.2f})"
+    )
 
 
 def _briefly(contrast: Contrast) -> str:

@@ -519,9 +519,15 @@ def _packing_word(result: Result) -> str:
 
 
 def _repeats(result: Result) -> int:
-    """How often a number that was confirmed was measured anew; 0 where none was."""
-    anew = Counter(run.cell for run in result.runs if not run.warmup and not run.pilot)
-    return max((anew[one.cell] for one in result.density if one.confirmed), default=0)
+    """How often a number that was confirmed was measured anew; 0 where none was, or of one stream, as all pack it."""
+    confirming = {
+        Cell(containers=1 if shown.containers == 1 else streams, stacks=streams)
+        for one, shown in zip(result.density, packings(result.density), strict=True)
+        for streams in (one.streams, one.streams + 1)
+        if one.confirmed and streams > 1
+    }
+    anew = Counter(run.cell for run in result.runs if not (run.warmup or run.pilot))
+    return max((anew[cell] for cell in confirming), default=0)
 
 
 def _unknown(result: Result) -> str:
