@@ -508,7 +508,7 @@ def _headline(contrast: Contrast, floor: Contrast | None, margin: float, *, seve
         what += f" {'for' if cell.containers == 0 else 'of'} {_many(cell.stacks, 'stack')}"
     if ratio is None:
         return f"This run cannot say whether {what} matters: it has too few blocks for an interval, which takes three."
-    ran = f"{_who(cell)} ran at {ratio.value:.3f} of {_against(contrast)}'s speed"
+    ran = f"{_who(cell)} ran at {ratio.value:,.3f} of {_against(contrast)}'s speed"
     if contrast.verdict == "different":
         return f"{_capital(what)} matters: {ran} ({_interval(contrast)})."
     if contrast.verdict == "equivalent":
@@ -522,7 +522,7 @@ def _sentence(contrast: Contrast, margin: float) -> str:
     who, ratio = _capital(_who(contrast.cell)), contrast.ratio
     if ratio is None:
         return f"{who} against {_against(contrast)}: too few blocks for an interval"
-    ran = f"{who} ran at {ratio.value:.3f} of {_against(contrast)}'s speed ({_interval(contrast)})"
+    ran = f"{who} ran at {ratio.value:,.3f} of {_against(contrast)}'s speed ({_interval(contrast)})"
     if contrast.verdict == "different":
         return f"{ran}: {_percent(abs(ratio.value - 1))} {'slower' if ratio.value < 1 else 'faster'}"
     if contrast.verdict == "equivalent":
@@ -569,8 +569,8 @@ def _interval(contrast: Contrast) -> str:
         return "no interval"
     blocks = _many(ratio.blocks, "block")
     if contrast.verdict == "different":
-        return f"95 % interval {ratio.low95:.3f}–{ratio.high95:.3f}, {blocks}"
-    return f"90 % interval {ratio.low90:.3f}–{ratio.high90:.3f}, {blocks}"
+        return f"95 % interval {ratio.low95:,.3f}–{ratio.high95:,.3f}, {blocks}"
+    return f"90 % interval {ratio.low90:,.3f}–{ratio.high90:,.3f}, {blocks}"
 
 
 def _who(cell: Cell) -> str:
