@@ -59,6 +59,8 @@ def test_it_ends_with_a_verdict_and_says_where_all_of_it_is(
     out, done = ended
     lines = done.stdout.splitlines()
     assert lines[0].startswith(("Packing ", "This run cannot say whether packing matters"))
+    assert any(line.startswith("The whole path through queue and worker ran at ") for line in lines)
+    assert "Each stack encoded by software libx264: no GPU was measured." in lines
     assert lines[-1] == str(out)
     assert not result.partial
     assert result.verdicts

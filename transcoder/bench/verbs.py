@@ -145,7 +145,8 @@ def _conclude(result: Result, path: str) -> None:
     from transcoder.bench.analysis import analyse
 
     found = analyse(result)
-    screen.line(found.headline)
+    for sentence in (found.headline, *found.further):
+        screen.line(sentence)
     if result.kind == "density":
         screen.table(("cell", "slowest, × real time", "runs"), _levels(result))
     else:
@@ -165,10 +166,12 @@ def _levels(result: Result) -> Iterator[tuple[str, ...]]:
 
 
 def _rows(found: Analysis) -> Iterator[tuple[str, ...]]:
+    from transcoder.bench.plots import figures
+
     ratios = {one.cell: one for one in found.contrasts if one.metric == "fps" and not one.again}
     for row in found.rows:
-        measured = (f"{row.cpu:.3g}", f"{row.latency95:.3g}", f"{row.pss / (1 << 20):.0f}")
-        yield (row.cell.name, f"{row.fps[1]:.3g}", *_ratio(ratios.get(row.cell)), *measured)
+        measured = (figures(row.cpu), figures(row.latency95), figures(row.pss / (1 << 20)))
+        yield (row.cell.name, figures(row.fps[1]), *_ratio(ratios.get(row.cell)), *measured)
 
 
 def _again(found: Analysis) -> Iterator[tuple[str, ...]]:
