@@ -33,6 +33,7 @@ from transcoder import Client, JobSpec
 from transcoder.bench import density_runner, runner
 from transcoder.bench.analysis import analyse, throughput
 from transcoder.bench.density import Limits
+from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 from transcoder.bench.result import Profile, Run
 from transcoder.vitals import family
@@ -156,7 +157,7 @@ def searched(here: Room, asked: argparse.Namespace, capacities: str | None) -> t
     wanted = density_runner.Asked(
         accel="vaapi", engine="processes", clip=str(here.clip), limits=limits, seconds=asked.seconds, packings=packings
     )
-    result = density_runner.measure(wanted, str(here.folder / "density.json"), capacities, Silent())
+    result = density_runner.measure(wanted, Destination(str(here.folder / "density.json")), capacities, Silent())
     runs = [(run.cell.stacks, sum(throughput(run)[0]) / FPS) for run in result.runs if not run.warmup]
     fullest = max(streams for streams, _ in runs)
     full = [total for streams, total in runs if streams > fullest / 2]
@@ -223,7 +224,7 @@ def cost(asked: argparse.Namespace) -> None:
                     stacks=(2,), accel="vaapi", engine="processes", clip=str(here.clip), seed=seed, seconds=1.0,
                     budget=asked.budget or 60,
                 )  # fmt: skip
-                found = analyse(runner.topology(wanted, str(here.folder / "topology.json"), Silent()))
+                found = analyse(runner.topology(wanted, Destination(str(here.folder / "topology.json")), Silent()))
             contrast = next(
                 one for one in found.contrasts if one.metric == "fps" and not one.again and one.cell.containers == 2
             )
@@ -245,7 +246,7 @@ def stopped(asked: argparse.Namespace) -> None:
     """Two stacks in software; those of the cell that has two agents stand still now and then."""
     with tempfile.TemporaryDirectory(prefix="known-device-") as folder, standing_still(COST):
         wanted = runner.Asked(stacks=(2,), accel="software", engine="processes", budget=asked.budget, seconds=1.0)
-        result = runner.topology(wanted, f"{folder}/topology.json", Silent())
+        result = runner.topology(wanted, Destination(f"{folder}/topology.json"), Silent())
     found = analyse(result)
     print(found.headline)
     for one in found.contrasts:
@@ -267,7 +268,7 @@ def packing(asked: argparse.Namespace) -> None:
             worker=False, options=tuple(device.docker()),
         )  # fmt: skip
         with display() as show:
-            print(analyse(runner.topology(wanted, asked.out, show)).headline)
+            print(analyse(runner.topology(wanted, Destination(asked.out), show)).headline)
 
 
 @contextmanager

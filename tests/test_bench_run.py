@@ -3,30 +3,34 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import transcoder
 from tests import gpu
 from tests.conftest import MakeClip
-from transcoder.bench import engines, janitor, rig, runner
+from transcoder.bench import destination, engines, janitor, rig, runner, sources
+from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 from transcoder.bench.engines import Container, Granted, granted
 from transcoder.bench.result import Cell, Result
-from transcoder.errors import MachineBusy
+from transcoder.errors import MachineBusy, TargetExists, TargetUnwritable
 
 pytestmark = pytest.mark.slow
 
 ONE, TWO = Cell(containers=1, stacks=2), Cell(containers=2, stacks=2)
 WORKER = Cell(containers=1, stacks=2, worker=True)
-SHORT = ["--engine", "processes", "--seconds", "0.2", "--pilot", "3", "--accel", "software"]
+SHORT = ["--engine", "processes", "--seconds", "0.1", "--pilot", "3", "--accel", "software"]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,10 @@ def test_all_cells_make_the_same_file_with_as_many_pictures_as_they_read(result:
     assert len({stack.digest for stack in stacks}) == 1
     assert {stack.frames for stack in stacks} == {result.workload.frames}
     assert not any(stack.trouble for stack in stacks)
+
+
+def test_a_run_has_enough_pictures_to_show_more_than_what_an_encoder_holds_back(result: Result) -> None:
+    assert result.workload.frames == 100
 
 
 def test_what_each_stack_used_is_measured(result: Result) -> None:
@@ -214,21 +222,59 @@ def test_ctrl_c_and_a_plain_kill_keep_what_was_measured_and_show_it(
     said, _ = benchmark.process.communicate(timeout=30)
     assert benchmark.process.returncode == code
     assert "two containers against one" in said
-    assert Result.model_validate_json(benchmark.out.read_text()).partial
+    kept = Result.model_validate_json(benchmark.out.read_text())
+    assert kept.partial
+    why = "it was interrupted (Ctrl-C)" if number == signal.SIGINT else "it was ended by a signal"
+    assert f"ended before its time: {why}" in kept.notes
     assert not benchmark.left()
 
 
-def test_what_other_programs_took_of_the_cpus_is_noted(clip: Path, tmp_path: Path) -> None:
-    out = tmp_path / "result.json"
-    others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() or 1)]
+def test_ctrl_c_before_anything_was_measured_says_so(start: Callable[..., Benchmark]) -> None:
+    benchmark = start()
+    benchmark.until("planning")
+    benchmark.process.send_signal(signal.SIGINT)
+    _, said = benchmark.process.communicate(timeout=30)
+    assert benchmark.process.returncode == 130
+    assert "nothing was measured yet, and nothing written" in said
+    assert not benchmark.out.exists()
+
+
+def test_a_container_that_somebody_removed_is_told_with_where_the_rest_is(start: Callable[..., Benchmark]) -> None:
+    benchmark = start()
+    benchmark.until("block 2")
+    mine = benchmark.process.pid
+    agents = [pid for pid, words in processes().items() if engines.AGENT in words and parent(pid) == mine]
+    os.kill(agents[0], signal.SIGKILL)
+    _, said = benchmark.process.communicate(timeout=30)
+    assert benchmark.process.returncode == 24, said
+    assert "or somebody removed it" in said
+    assert f"What was measured is in {benchmark.out}." in said
+    kept = Result.model_validate_json(benchmark.out.read_text())
+    assert any(note.startswith("ended before its time: ") and "ended (-9)" in note for note in kept.notes)
+
+
+@contextmanager
+def others() -> Iterator[None]:
+    """Programs that take all CPUs."""
+    started = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() or 1)]
     try:
-        words = command(*SHORT, "--budget", "1", "--pilot", "1", "--clip", clip, "--out", out)
-        subprocess.run(words, capture_output=True, timeout=100, check=True)
+        yield
     finally:
-        for one in others:
+        for one in started:
             one.kill()
             one.wait()
-    assert any("of the CPUs meanwhile" in note for note in Result.model_validate_json(out.read_text()).notes)
+
+
+def test_what_other_programs_took_of_the_cpus_is_noted_and_a_set_up_beyond_the_budget(
+    clip: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    with others():
+        words = command(*SHORT, "--budget", "1", "--pilot", "1", "--clip", clip, "--out", out)
+        subprocess.run(words, capture_output=True, timeout=100, check=True)
+    notes = Result.model_validate_json(out.read_text()).notes
+    assert any("of the CPUs meanwhile" in note for note in notes)
+    assert any(note.startswith("the set-up alone took") for note in notes)
 
 
 def test_what_a_killed_janitor_left_goes_when_the_next_one_starts(start: Callable[..., Benchmark]) -> None:
@@ -262,7 +308,7 @@ class TestAgent:
     def agent(self, tmp_path: Path) -> Iterator[rig.Agent]:
         words = [sys.executable, "-m", engines.AGENT, str(tmp_path / "agent")]
         agent = rig.Agent("agent", words, str(tmp_path / "log"))
-        agent.version()
+        assert agent.ready()["sources"] == sources.digest()
         yield agent
         agent.close()
         agent.wait(20)
@@ -321,13 +367,15 @@ def simple(machine: gpu.Machine, monkeypatch: pytest.MonkeyPatch, **more: object
 
 
 def test_a_simulated_device_is_called_so_and_its_engines_are_counted(
-    gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip: Path
+    gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
 ) -> None:
     simple(gpus, monkeypatch, rate=5_000_000)
     monkeypatch.setattr(runner, "BUSY", 2.0)  # other tests may load the machine meanwhile
-    asked = runner.Asked(stacks=(2,), accel="vaapi", engine="processes", clip=str(clip), budget=1, seconds=0.5, pilot=1)
+    short = str(make_clip("testsrc2=s=320x180:r=25:d=1"))
+    asked = runner.Asked(stacks=(2,), accel="vaapi", engine="processes", clip=short, budget=1, seconds=0.5, pilot=1)
     with display() as show:
-        found = runner.topology(asked, str(tmp_path / "result.json"), show)
+        found = runner.topology(asked, Destination(str(tmp_path / "result.json")), show)
+    assert any("has only 25 pictures" in note for note in found.notes)
     assert found.device.kind == "simulated"
     assert found.workload.accel == "vaapi"
     assert all(sum(stack.engines.values()) > 0 for run in found.runs for stack in run.stacks)
@@ -339,7 +387,7 @@ def test_a_simulated_device_is_not_measured_while_the_cpus_are_busy(
     simple(gpus, monkeypatch)  # it is as fast as the CPUs are
     asked = runner.Asked(accel="vaapi", engine="processes", clip=str(clip), seconds=1)
     with display() as show, pytest.raises(MachineBusy, match="busy with"):
-        runner.topology(asked, str(tmp_path / "result.json"), show)
+        runner.topology(asked, Destination(str(tmp_path / "result.json")), show)
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -350,8 +398,14 @@ def test_a_simulated_device_is_not_measured_while_the_cpus_are_busy(
         (("--engine", "processes", "--accel", "vaapi"), 12, "/nowhere"),
         (("--engine", "processes", "--profile", "gpu"), 12, "/nowhere"),
         (("--engine", "processes", "--accel", "software", "--clip", "/nowhere/film.mp4"), 5, "/nowhere/film.mp4"),
+        (("--engine", "processes", "--accel", "software", "--clip", "/usr"), 5, "/usr is a folder"),
         (("--engine", "processes", "--out", "/nowhere/result.json"), 9, "/nowhere"),
+        (("--engine", "processes", "--out", "/proc/result.json"), 9, "--out /proc/result.json cannot be written"),
+        (("--engine", "processes", "--out", "."), 9, "it is a folder"),
         (("--stacks", "2,x"), 2, "--stacks"),
+        (("--stacks", "99999"), 2, "from 1 to 64"),
+        (("--stacks", "1,2,3,4,5"), 2, "at most 4 numbers"),
+        (("--engine", "processes", "--stacks", "1"), 2, "nothing to be held"),
     ],
 )
 def test_what_cannot_be_done_is_named_with_its_exit_code(
@@ -368,6 +422,83 @@ def test_what_cannot_be_done_is_named_with_its_exit_code(
     assert done.returncode == code, done.stderr
     assert named in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_earlier_result_is_not_shown_as_what_a_benchmark_that_never_began_found(
+    ended: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, result: Result
+) -> None:
+    out = tmp_path / "old.json"
+    out.write_bytes(ended[0].read_bytes())
+    words = command(*SHORT, "--out", out, "--clip", tmp_path / "missing.mp4")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert Result.model_validate_json(out.read_text()) == result
+
+
+class TestDestination:
+    """The file of a result, before anything is started."""
+
+    def test_what_is_no_result_is_replaced_only_when_that_is_asked_for(self, tmp_path: Path) -> None:
+        out = tmp_path / "letter.txt"
+        out.write_text("dear")
+        with pytest.raises(TargetExists, match="is no result of ours"):
+            Destination(str(out)).look()
+        Destination(str(out), overwrite=True).look()
+        assert out.read_text() == "dear"
+        assert os.listdir(tmp_path) == ["letter.txt"]
+
+    def test_an_earlier_result_may_be_replaced(self, ended: tuple[Path, object]) -> None:
+        Destination(str(ended[0])).look()
+
+    def test_a_link_is_not_replaced_by_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("/dev/null")
+        with pytest.raises(TargetExists, match="no regular file"):
+            Destination(str(tmp_path / "link"), overwrite=True).look()
+
+    @pytest.mark.root
+    def test_room_is_asked_for_only_where_there_is_none(self, tmp_path: Path) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", tmp_path], check=True)
+        try:
+            with pytest.raises(TargetUnwritable) as full:
+                destination.refuse(str(tmp_path / "cap.json"), "--capacity")
+            assert not os.listdir(tmp_path)
+        finally:
+            subprocess.run(["umount", tmp_path], check=True)
+        assert full.value.next_step == "Make room, or name another with --capacity."
+        with pytest.raises(TargetUnwritable) as other:
+            destination.refuse("/proc/cap.json", "--capacity")
+        assert other.value.next_step == "Name another with --capacity."
+
+
+def test_a_clip_without_a_picture_is_named_as_the_user_named_it(tmp_path: Path) -> None:
+    sound = tmp_path / "song.m4a"
+    made = ["ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", "sine=d=1", str(sound)]
+    subprocess.run(made, check=True)
+    words = command(*SHORT, "--clip", sound, "--out", tmp_path / "result.json")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 6
+    assert str(sound) in done.stderr
+    assert rig.MEMORY not in done.stderr
+    assert "Name a clip with a picture." in done.stderr
+
+
+def test_containers_with_other_code_of_the_same_version_are_noticed(tmp_path: Path) -> None:
+    package = Path(transcoder.__file__).parent
+    copied = shutil.copytree(package, tmp_path / "transcoder", ignore=shutil.ignore_patterns("__pycache__"))
+
+    class Elsewhere(engines.Processes):
+        def words(self, container: Container) -> list[str]:
+            return ["env", "-C", str(tmp_path), *super().words(container)]
+
+    def told() -> str:
+        with rig.opened(rig.Rig(Elsewhere(), "image:1")) as made:
+            made.house(ONE)
+            return made.other_code
+
+    assert told() == ""
+    with (copied / "stack_of_another.py").open("w") as file:
+        file.write("# new\n")
+    assert "the code in image:1 is not this program's" in told()
 
 
 class TestWords:
@@ -394,6 +525,12 @@ class TestWords:
             groups=(44,),
             ignored=("--cpus", "1"),
         )
+
+    def test_only_for_this_versions_own_images_the_line_that_builds_them_is_told(self) -> None:
+        docker = engines.Docker()
+        own = engines.own("vaapi")
+        assert f"docker build --file docker/Dockerfile --target vaapi --tag {own} ." in docker.how_to_get(own)
+        assert "docker build" not in docker.how_to_get("nosuch:1")
 
     def test_only_the_first_frames_are_read(self) -> None:
         words = runner.cut(["ffmpeg", "-i", "clip", "out"], 25, 25.0)

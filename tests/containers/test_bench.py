@@ -13,6 +13,7 @@ from tests.containers.stack import docker, until
 from tests.gpu import DeviceMachine
 from tests.test_bench_run import processes
 from transcoder.bench import runner
+from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 from transcoder.bench.result import Cell, Result
 from transcoder.bench.rig import DISK, MEMORY
@@ -78,14 +79,14 @@ def test_two_containers_and_a_bare_cell_share_the_software_gpu(
     asked = runner.Asked(
         accel="vaapi",
         image=vaapi_image,
-        clip=str(make_clip("testsrc2=s=320x180:r=25:d=4")),
+        clip=str(make_clip("testsrc2=s=320x180:r=25:d=1")),
         seconds=0.5,
         pilot=1,
         budget=1,
         options=tuple(device.docker()),
     )
     with display() as show:
-        found = runner.topology(asked, str(tmp_path / "result.json"), show)
+        found = runner.topology(asked, Destination(str(tmp_path / "result.json")), show)
     assert found.device.kind == "simulated"
     assert found.device.address == device.address
     for cell in (BARE, ONE, TWO):
@@ -135,12 +136,12 @@ def test_killing_it_at_any_moment_leaves_no_container_process_mount_or_file(
         assert Result.model_validate_json((tmp_path / "result.json").read_text()).partial
 
 
-def test_an_image_that_is_not_there_is_named_with_the_line_that_builds_it(clip: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_not_there_is_named_without_a_line_that_would_not_build_it(clip: Path, tmp_path: Path) -> None:
     line = command("transcoder:none-software", clip, tmp_path / "result.json")
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 22
     assert "transcoder:none-software" in done.stderr
-    assert "docker build --file docker/Dockerfile --target software" in done.stderr
+    assert "docker build" not in done.stderr
 
 
 def test_an_image_without_the_product_is_refused(clip: Path, tmp_path: Path, software_image: str) -> None:
@@ -149,5 +150,5 @@ def test_an_image_without_the_product_is_refused(clip: Path, tmp_path: Path, sof
     line = command(base, clip, tmp_path / "result.json")
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 22
-    assert base in done.stderr
+    assert f"{base} has no transcoder in it" in done.stderr
     assert not os.listdir(tmp_path)

@@ -7,9 +7,10 @@ import pytest
 
 from tests.conftest import MakeClip
 from tests.gpu import DeviceMachine
-from tests.test_bench_density import ENCODES, STREAM
+from tests.test_bench_density import ENCODES, STREAM, settled
 from transcoder import settings
 from transcoder.bench import density_runner
+from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 
 pytestmark = [pytest.mark.engine, pytest.mark.root, pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -25,17 +26,16 @@ def test_one_container_and_one_each_bear_what_the_engine_makes(
     asked = density_runner.Asked(
         accel="vaapi",
         image=vaapi_image,
-        clip=str(make_clip("testsrc2=s=256x144:r=25:d=4", audio=False)),
+        clip=str(make_clip("testsrc2=s=256x144:r=25:d=1", audio=False)),
         seconds=1.0,
         options=tuple(device.docker()),
     )
     with display() as show:
-        found = density_runner.measure(asked, str(tmp_path / "out.json"), str(tmp_path / "capacity.json"), show)
+        out = Destination(str(tmp_path / "out.json"))
+        found = density_runner.measure(asked, out, str(tmp_path / "capacity.json"), show)
     assert found.device.kind == "simulated"
     streams = math.floor(EACH)
-    assert [(one.cell.containers, one.streams, one.confirmed) for one in found.density] == [
-        (1, streams, True),
-        (streams, streams, True),
-    ]
+    assert [(one.cell.containers, one.streams) for one in found.density] == [(1, streams), (streams, streams)]
+    assert all(settled(found, one) for one in found.density)
     written = settings.read_capacities(str(tmp_path / "capacity.json")).devices
     assert {address: measured.streams for address, measured in written.items()} == {device.address: streams}

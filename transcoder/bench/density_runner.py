@@ -9,27 +9,29 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
+from time import monotonic
 from typing import Any, Literal
 
 from transcoder import capacity, settings
-from transcoder.bench import density, runner
+from transcoder.bench import clips, density, destination, runner
 from transcoder.bench.analysis import throughput
-from transcoder.bench.density import Limits, Seen
-from transcoder.bench.engines import Docker, engine
-from transcoder.bench.environment import environment, ticks
+from transcoder.bench.density import Ask, Limits, Seen
+from transcoder.bench.destination import Destination, unfinished
+from transcoder.bench.engines import Docker, engine, own
+from transcoder.bench.environment import crowded, environment, of_others, ticks
 from transcoder.bench.result import Accel, Cell, Density, Design, Engine, Level, Result, Run, StackRun, Workload
 from transcoder.bench.rig import Housed, Rig, opened
 from transcoder.bench.runner import Show
 from transcoder.capacity import CapacityFile, Measurement, OfCpus
-from transcoder.errors import BenchmarkFailed, MachineBusy, TargetUnwritable
-from transcoder.version import __version__
+from transcoder.errors import BenchmarkFailed, MachineBusy, SettingsError, TargetUnwritable
 
 Packing = Literal["one", "each"]
 """All streams in one container, or each in one of its own."""
 PACKINGS: tuple[Packing, ...] = ("one", "each")
 
 _PLAN_LIMIT = 300.0
-_MAKE_LIMIT = 300.0
+_LEAST_SECONDS = runner.LEAST_FRAMES / 25
+"""Of the clip that is made here."""
 _SLOWEST = 0.05
 """× real time; a run whose streams are slower than that is ended."""
 
@@ -50,7 +52,7 @@ class Asked:
     options: tuple[str, ...] = ()
 
 
-def measure(asked: Asked, out: str, capacities: str | None, show: Show) -> Result:
+def measure(asked: Asked, out: Destination, capacities: str | None, show: Show) -> Result:
     """Search and confirm, with the result in the file `out` after each run, marked as partial until the end.
 
     What was found goes into the capacity file `capacities` too, beside what that says of other devices.
@@ -60,30 +62,50 @@ def measure(asked: Asked, out: str, capacities: str | None, show: Show) -> Resul
         NoRoute: there is no such device.
         MachineBusy: a simulated device whose simulation takes more than half of the CPUs.
         BenchmarkFailed: not even one stream can be made, or a container failed.
-        TargetUnwritable: a file cannot be written.
+        TargetExists, TargetUnwritable: a file cannot be written.
         SettingsError: the capacity file that is there is none.
+        InputMissing, InputUnreadable: the clip cannot be read, or has no picture.
     """
-    for path in filter(None, (out, capacities)):
-        runner.refuse_unwritable(path)
-    drafts = [runner.unfinished(path) for path in (out, capacities) if path]
+    out.look()
     known = _known(capacities)
+    clips.look(asked.clip)
+    drafts = [unfinished(path) for path in (out.path, capacities) if path]
     chosen = engine(asked.engine)
     version = chosen.version()
     given = runner.hardware(runner.Asked(accel=asked.accel, options=asked.options), chosen)
-    image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
+    image = (asked.image or own(given.target)) if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
     with runner.in_order(), opened(made, also=drafts) as rig:
         session = _Session(asked, rig, out, show)
-        session.prepare(version, f"{image} {digest}".strip())
-        result = session.search()
+        with runner.telling_why(session):
+            session.prepare(version, f"{image} {digest}".strip())
+            result = session.search()
     if capacities:
-        _write(capacity.text(with_found(known, result)), capacities)
+        destination.write(capacities, capacity.text(with_found(known, result)), "--capacity")
     return result
 
 
 def with_found(capacities: CapacityFile, result: Result) -> CapacityFile:
-    """The capacity file with what a whole result found, by the packing that bore less.
+    """The capacity file with what a whole result found."""
+    measured = measurement(result)
+    if result.device.address:
+        return capacity.with_device(capacities, result.device.address, measured)
+    return capacity.with_cpus(capacities, OfCpus(**measured.model_dump(), cpus=result.environment.cpus))
+
+
+def described(result: Result) -> str:
+    """What a capacity file says of the device after this whole result."""
+    measured = measurement(result)
+    device = f"{result.device.address} bears" if result.device.address else f"{result.environment.cpus} CPUs bear"
+    doubt = "" if measured.confirmed else " (not confirmed)"
+    least = "at least " if measured.at_least else ""
+    many = "stream" if measured.streams == 1 else "streams"
+    return f"{device} {least}{measured.streams} {many}, {measured.pixels_per_second:,} pixels a second{doubt}"
+
+
+def measurement(result: Result) -> Measurement:
+    """What a whole result found, by the packing that bore less.
 
     The budget is what N streams cost, so that a worker takes N such jobs at a time and no more. One whole pixel more
     keeps the sum of N shares of a broken frame rate from exceeding it by a rounding. Where not even one stream was made
@@ -92,7 +114,7 @@ def with_found(capacities: CapacityFile, result: Result) -> CapacityFile:
     least = min(result.density, key=lambda one: one.streams)
     load = result.workload
     rate = load.width * load.height * load.frame_rate
-    measured = Measurement(
+    return Measurement(
         pixels_per_second=math.floor(least.streams * rate if least.streams else least.pixel_rate) + 1,
         streams=least.streams,
         workload=f"{load.codec} {load.width}x{load.height} at {load.frame_rate:g} fps, {load.accel}",
@@ -102,20 +124,24 @@ def with_found(capacities: CapacityFile, result: Result) -> CapacityFile:
         measured=result.made,
         programs=f"transcoder {result.environment.transcoder}, ffmpeg {result.environment.ffmpeg}",
     )
-    if result.device.address:
-        return capacity.with_device(capacities, result.device.address, measured)
-    return capacity.with_cpus(capacities, OfCpus(**measured.model_dump(), cpus=result.environment.cpus))
 
 
 class _Crowd:
     """One packing: its containers, as many as were needed so far, and what was seen."""
 
-    def __init__(self, packing: Packing, rig: Rig) -> None:
+    def __init__(self, packing: Packing, rig: Rig, first: Housed) -> None:
         self.packing = packing
         self.seen: list[Seen] = []
-        self._rig = rig
-        self._first = rig.house(self.cell(1))
-        self._agents = [*self._first.agents]
+        self.others: list[float] = []
+        """The share of the CPUs that other programs had, of each run that confirms."""
+        self._rig, self._first = rig, first
+        self._agents = [*first.agents]
+
+    def take(self, seen: Seen, others: float) -> None:
+        """A run of its own, or of another's where both pack alike."""
+        self.seen.append(seen)
+        if seen.confirms:
+            self.others.append(others)
 
     def cell(self, streams: int) -> Cell:
         return Cell(containers=1 if self.packing == "one" else streams, stacks=streams)
@@ -133,26 +159,34 @@ class _Crowd:
 class _Session:
     """One benchmark under way."""
 
-    def __init__(self, asked: Asked, rig: Rig, out: str, show: Show) -> None:
+    def __init__(self, asked: Asked, rig: Rig, out: Destination, show: Show) -> None:
         self._asked, self._rig, self._out, self._show = asked, rig, out, show
         self._notes: list[str] = []
         self._crowds: list[_Crowd] = []
+        self._alone: list[tuple[Seen, float]] = []
+        self._others: list[float] = []
         self._device = False
         self._limit = 0.0
         self._result: Result
 
     def prepare(self, version: str, image: str) -> None:
-        """Start a container of each packing, make the clip, plan the work, and try one stream of each."""
+        """Start a container, which all packings share, make the clip, plan the work, and try one stream."""
         asked = self._asked
-        self._show.phase("starting containers")
-        self._crowds = [_Crowd(packing, self._rig) for packing in asked.packings]
-        first = self._crowds[0].housed(1)
-        name, inside = runner.bring_clip(self._rig, first, asked.clip, asked.seconds, self._show)
+        self._show.phase("starting a container")
+        first = self._rig.house(Cell(containers=1, stacks=1))
+        if self._rig.other_code:
+            self._note(self._rig.other_code)
+        self._crowds = [_Crowd(packing, self._rig, first) for packing in asked.packings]
+        self._show.phase("bringing the clip" if asked.clip else "making the clip")
+        name, inside = clips.bring(self._rig, first, asked.clip, max(asked.seconds, _LEAST_SECONDS))
         self._show.phase("planning")
         first.agent.ask(ask="plan", accel=asked.accel, source=inside, codec=asked.codec, height=asked.height)
-        plan = first.agent.answer(_PLAN_LIMIT)
+        with clips.named(asked.clip, inside):
+            plan = first.agent.answer(_PLAN_LIMIT)
         self._device = plan["device"] is not None
-        frames = min(int(plan["frames"]), max(1, round(asked.seconds * plan["frame_rate"])))
+        frames = min(int(plan["frames"]), max(runner.LEAST_FRAMES, round(asked.seconds * plan["frame_rate"])))
+        if frames < runner.LEAST_FRAMES:
+            self._note(runner.too_short(frames))
         self._limit = 30 + frames / plan["frame_rate"] / _SLOWEST
         self._result = self._begun(plan, version, image, Workload(
             accel=plan["accel"],
@@ -164,13 +198,11 @@ class _Session:
             frame_rate=plan["frame_rate"],
             argv=runner.cut(plan["argv"], frames, plan["frame_rate"]),
         ))  # fmt: skip
-        for crowd in self._crowds:
-            run = self._run(crowd, 1, warmup=True)
-            if trouble := _trouble(run.stacks, frames):
-                raise BenchmarkFailed(
-                    f"not even one stream can be made: {trouble}",
-                    "`transcoder doctor` and `transcoder devices` say more.",
-                )
+        run = self._run(self._crowds[0], 1, warmup=True)
+        if trouble := _trouble(run.stacks, frames):
+            raise BenchmarkFailed(
+                f"not even one stream can be made: {trouble}", "`transcoder doctor` and `transcoder devices` say more."
+            )
 
     def _begun(self, plan: Mapping[str, Any], version: str, image: str, workload: Workload) -> Result:
         driver = plan["device"]["driver"] if plan["device"] else ""
@@ -185,7 +217,7 @@ class _Session:
                 profile="gpu" if self._device else "full",
                 engine=self._asked.engine,
                 seed=0,
-                cells=tuple(crowd.cell(1) for crowd in self._crowds),
+                cells=(self._crowds[0].cell(1),),
                 reference=self._crowds[0].cell(1),
                 pilot_blocks=0,
             ),
@@ -196,14 +228,50 @@ class _Session:
         """Run what the search of each packing asks for, a run of each in turn; gives the whole result."""
         while due := [(crowd, ask) for crowd in self._crowds if (ask := density.following(crowd.seen, self._limits))]:
             for crowd, ask in due:
-                what = "confirming" if ask.confirms else "trying"
-                self._show.phase(f"{what} {crowd.cell(ask.streams).name}")
-                run = self._run(crowd, ask.streams, pilot=not ask.confirms)
-                crowd.seen.append(Seen(ask.streams, self._slowest(run), ask.confirms))
+                crowd.take(*(self._known_alone(crowd, ask) or self._look(crowd, ask)))
                 self._save()
         self._result = self._result.model_copy(update={"partial": False})
         self._save()
+        if others := self._crowded():
+            self._show.note(others)
         return self._result
+
+    def _known_alone(self, crowd: _Crowd, ask: Ask) -> tuple[Seen, float] | None:
+        """A run of one stream, which all packings pack alike: one that another has and this has not taken yet."""
+        if ask.streams != 1:
+            return None
+        taken = sum(one.streams == 1 and one.confirms is ask.confirms for one in crowd.seen)
+        alike = [one for one in self._alone if one[0].confirms is ask.confirms]
+        return alike[taken] if taken < len(alike) else None
+
+    def _look(self, crowd: _Crowd, ask: Ask) -> tuple[Seen, float]:
+        """A run, and the share of the CPUs that other programs had meanwhile."""
+        what = "confirming" if ask.confirms else "trying"
+        self._show.phase(f"{what} {crowd.cell(ask.streams).name}")
+        run = self._run(crowd, ask.streams, pilot=not ask.confirms)
+        found = Seen(ask.streams, self._slowest(run), ask.confirms), self._others[-1]
+        if ask.streams == 1:
+            self._alone.append(found)
+        return found
+
+    def broken(self, why: str) -> str | None:
+        """Keep why it ended before its time; gives the file that has what was measured, None where nothing was."""
+        if self._out.last is None:
+            return None
+        self._notes.append(f"ended before its time: {why}")
+        with suppress(TargetUnwritable):  # which may be why
+            self._save()
+        return self._out.path
+
+    def _note(self, sentence: str) -> None:
+        self._notes.append(sentence)
+        self._show.note(sentence)
+
+    def _crowded(self) -> str:
+        """Of the runs that confirm a packing's number, which count; of all while there are none."""
+        confirming = [crowd.others for crowd in self._crowds if crowd.others] or [self._others]
+        others = next(filter(None, map(crowded, confirming)), "")
+        return others and f"{others}: what was found is not confirmed; end what else runs here and measure again"
 
     @property
     def _limits(self) -> Limits:
@@ -211,10 +279,11 @@ class _Session:
 
     def _run(self, crowd: _Crowd, streams: int, *, warmup: bool = False, pilot: bool = False) -> Run:
         housed = crowd.housed(streams)
-        before = ticks()
+        before, began = ticks(), monotonic()
         each = streams if crowd.packing == "one" else 1
         seen = housed.run(self._result.workload.argv, device=self._device, limit=self._limit, stacks=each)
-        after = ticks()
+        after, took = ticks(), monotonic() - began
+        self._others.append(of_others(before, after, took, seen.cpu))
         run = Run(
             block=len(self._result.runs),
             place=0,
@@ -246,16 +315,15 @@ class _Session:
         """× real time; 0 where a stream failed, which is noted: a device may bear only so many at a time."""
         load = self._result.workload
         if trouble := _trouble(run.stacks, load.frames):
-            note = f"{run.cell.name} counts as too slow: {trouble}"
-            self._notes.append(note)
-            self._show.note(note)
+            self._note(f"{run.cell.name} counts as too slow: {trouble}")
             return 0.0
         return min(throughput(run)[0]) / load.frame_rate
 
     def _save(self) -> None:
         found = tuple(self._found(crowd) for crowd in self._crowds if crowd.seen)
-        self._result = self._result.model_copy(update={"notes": tuple(self._notes), "density": found})
-        runner.write(self._result, self._out)
+        notes = (*self._notes, *filter(None, [self._crowded()]))
+        self._result = self._result.model_copy(update={"notes": notes, "density": found})
+        self._out.write(self._result)
 
     def _found(self, crowd: _Crowd) -> Density:
         found = density.found(crowd.seen, self._limits)
@@ -267,7 +335,7 @@ class _Session:
             streams=found.streams,
             intel=found.intel,
             livepeer=found.livepeer,
-            confirmed=found.confirmed,
+            confirmed=found.confirmed and not crowded(crowd.others),
             capped=found.capped,
             levels=tuple(
                 Level(cell=crowd.cell(streams), streams=streams, slowest=slowest, runs=runs)
@@ -294,21 +362,14 @@ def _trouble(stacks: Sequence[StackRun], frames: int) -> str:
 
 
 def _known(path: str | None) -> CapacityFile:
-    if path is None or not os.path.exists(path):
+    """What the capacity file says already, which is seen to be ours to write."""
+    if path is None:
         return CapacityFile()
-    return settings.read_capacities(path)
-
-
-def _write(text: str, path: str) -> None:
-    """Whole or not at all: a worker may read it at any moment."""
-    draft = runner.unfinished(path)
+    destination.refuse(path, "--capacity")
+    if not os.path.exists(path):
+        return CapacityFile()
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(draft, path)
-    except OSError as refused:
-        with suppress(OSError):
-            os.unlink(draft)
-        raise TargetUnwritable(
-            f"the capacity file {path} cannot be written: {refused.strerror}", "Make room."
-        ) from None
+        return settings.read_capacities(path)
+    except SettingsError as wrong:
+        what = wrong.what.removeprefix("TRANSCODER_CAPACITY_FILE: ")
+        raise SettingsError(f"--capacity: {what}", "Remove it, or name another with --capacity.") from None

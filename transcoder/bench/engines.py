@@ -16,6 +16,7 @@ from typing import Final, Protocol
 from transcoder.bench.result import Engine as Name
 from transcoder.children import Ended, run
 from transcoder.errors import EngineMissing, ImageMissing
+from transcoder.version import __version__
 
 LABEL: Final = "transcoder.bench"
 """Of every container of a benchmark; its value is the benchmark's id."""
@@ -25,6 +26,9 @@ INSIDE: Final = "/bench"
 
 AGENT: Final = "transcoder.bench.stack"
 IMAGE_PYTHON: Final = "/opt/transcoder/bin/python"
+
+TARGETS: Final = ("software", "vaapi", "qsv")
+"""The images that docker/Dockerfile makes."""
 
 _ANSWER_LIMIT = 30.0
 _EXPORT_LIMIT = 300.0
@@ -119,13 +123,18 @@ class Docker:
     def require(self, image: str) -> str:
         ended = self._ask("image", "inspect", "--format", "{{.Id}}", image)
         if ended.returncode != 0:
-            target = image.rpartition("-")[2]
-            raise ImageMissing(
-                f"there is no image {image} here",
-                "Build it, or name one with --image (docs/deploy.md): "
-                f"{self.program} build --file docker/Dockerfile --target {target} --tag {image} .",
-            )
+            raise ImageMissing(f"there is no image {image} here", self.how_to_get(image))
         return ended.stdout.decode().strip()
+
+    def how_to_get(self, image: str) -> str:
+        """What to do where it is not here: only of this version's own images is known how they are built."""
+        for target in TARGETS:
+            if image == own(target):
+                return (
+                    "Build it, or name one with --image (docs/deploy.md): "
+                    f"{self.program} build --file docker/Dockerfile --target {target} --tag {image} ."
+                )
+        return f"Name with --image one that `{self.program} images` has, or leave that out for this version's own."
 
     def environment(self, image: str) -> tuple[str, ...]:
         """The variables that the image sets, NAME=VALUE."""
@@ -160,14 +169,24 @@ class Docker:
         made = self._ask("create", "--name", name, "--label", f"{LABEL}={benchmark}", "--pull", "never", image)
         ended = run(("sh", "-c", script, "sh", name, folder), _EXPORT_LIMIT) if made.returncode == 0 else made
         self._ask("rm", "--force", name)
-        if ended.returncode != 0 or not os.path.exists(f"{folder}{IMAGE_PYTHON}"):
+        if ended.returncode != 0:
             raise ImageMissing(
                 f"the image {image} cannot be unpacked into {folder}: {_last(ended)}",
-                "See that there is room for it (TMPDIR names another folder), and that it is an image of transcoder.",
+                "See that there is room for it (TMPDIR names another folder).",
+            )
+        if not os.path.lexists(f"{folder}{IMAGE_PYTHON}"):  # a link leads to where it leads inside
+            raise ImageMissing(
+                f"the image {image} has no transcoder in it: there is no {IMAGE_PYTHON}",
+                "Name an image of transcoder with --image, or leave that out for this version's own.",
             )
 
     def _ask(self, *words: str) -> Ended:
         return run((self.program, *words), _ANSWER_LIMIT)
+
+
+def own(target: str) -> str:
+    """The name of this version's image of that target, as the documents build it."""
+    return f"transcoder:{__version__}-{target}"
 
 
 def engine(name: Name) -> Docker | Processes:

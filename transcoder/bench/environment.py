@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median
+from typing import Final
 
 from transcoder.bench.result import Environment
 from transcoder.version import __version__
+
+OTHERS: Final = 0.1
+"""The share of the CPUs that other programs may have in the middle of all runs without a word."""
 
 
 def environment(engine: str, image: str) -> Environment:
@@ -49,6 +55,17 @@ def ticks() -> Ticks:
     """Now (proc(5): user nice system idle iowait irq softirq steal; guests count as users)."""
     fields = [int(word) for word in _read("/proc/stat").split("\n", 1)[0].split()[1:9]] or [0] * 8
     return Ticks(sum(fields), fields[3] + fields[4], fields[7])
+
+
+def of_others(before: Ticks, after: Ticks, took: float, ours: float) -> float:
+    """The share of the machine's CPUs that other programs had in `took` seconds, in which we had `ours` of one CPU."""
+    return max(0.0, after.busy(before) - ours / (max(took, 1e-3) * (os.cpu_count() or 1)))
+
+
+def crowded(shares: Sequence[float]) -> str:
+    """What is to be said of the shares that other programs had of the CPUs, run by run; empty for nothing."""
+    share = median(shares) if shares else 0.0
+    return f"other programs had {share:.0%} of the CPUs meanwhile" if share > OTHERS else ""
 
 
 def _field(path: str, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import secrets
 import selectors
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import IO, Any
 
-from transcoder.bench import engines, janitor
+from transcoder.bench import engines, janitor, sources
 from transcoder.bench.engines import Container, Docker, Processes
 from transcoder.bench.result import Cell, StackRun
 from transcoder.errors import BenchmarkFailed, EngineMissing, ImageMissing, TranscoderError, error_named
@@ -112,22 +113,22 @@ class Agent:
             self.process.wait(_ENDING)
         return BenchmarkFailed(
             f"{self.name} ended ({self.process.returncode}): {self._said() or 'it said nothing'}",
-            "Out of memory? Look at the kernel's log and the engine's.",
+            "Memory may have run out (the kernel's log and the engine's say so), or somebody removed it.",
         )
 
     def _said(self) -> str:
         with open(self._log, encoding="utf-8", errors="replace") as file:
             return file.read()[-_LAST_WORDS:].strip()
 
-    def version(self) -> str:
-        """What it says when it is ready.
+    def ready(self) -> Json:
+        """What it says when it is ready: its version as `ready`, a digest of its code as `sources`.
 
         Raises:
             ImageMissing: the image has no agent.
             BenchmarkFailed: it ended for another reason.
         """
         try:
-            return str(self.hear(_READY_LIMIT)["ready"])
+            return self.hear(_READY_LIMIT)
         except BenchmarkFailed as failed:
             if "No module named" in failed.what or "no such file" in failed.what.lower():
                 raise ImageMissing(
@@ -139,10 +140,14 @@ class Agent:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the stacks of a cell did, and for how many seconds a quota held its containers back."""
+    """What the stacks of a cell did, and for how many seconds a quota held its containers back.
+
+    `cpu` is what stacks and agents together had of the CPUs, in seconds.
+    """
 
     stacks: tuple[StackRun, ...]
     throttled: float
+    cpu: float
 
 
 class Housed:
@@ -219,6 +224,9 @@ class Rig:
         self._nodes, self._groups, self._options = tuple(nodes), tuple(groups), tuple(options)
         self._housed: list[Housed] = []
         self._made = 0
+        self._sources = sources.digest()
+        self.other_code: str = ""
+        """A sentence where a container's code is not this program's, though both have the same version."""
 
     def clip(self, name: str) -> tuple[str, str]:
         """The path of a shared file as we see it, and as the cells do."""
@@ -236,14 +244,23 @@ class Rig:
         housed = Housed(cell, agents, 0.0)
         self._housed.append(housed)
         for agent in agents:
-            version = agent.version()
+            told = agent.ready()
+            version = told["ready"]
             if version != __version__:
                 raise ImageMissing(
                     f"the image {self.image} has transcoder {version}, and this is {__version__}",
                     "Build it anew from this version (docs/deploy.md), or name one with --image.",
                 )
+            self._compare(told.get("sources", "unknown"))
         housed.start = monotonic() - began
         return housed
+
+    def _compare(self, theirs: str) -> None:
+        if theirs != self._sources:
+            self.other_code = (
+                f"the code in {self.image} is not this program's, though both are {__version__}"
+                f" (digests {theirs} and {self._sources}): what was measured is that image's"
+            )
 
     def _start(self, cell: Cell) -> Agent:
         self._made += 1
@@ -322,7 +339,9 @@ def _seen(answers: Sequence[Json]) -> Seen:
         for number, answer in enumerate(answers)
         for stack in answer["stacks"]
     )
-    return Seen(stacks, sum(answer["throttled"] for answer in answers))
+    stacked = math.fsum(one.cpu_user + one.cpu_system for one in stacks)
+    cpu = max(stacked, math.fsum(answer.get("cpu", 0.0) for answer in answers))  # other code may not tell it
+    return Seen(stacks, sum(answer["throttled"] for answer in answers), cpu)
 
 
 def blast(

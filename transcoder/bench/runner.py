@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from statistics import median
 from time import monotonic
 from typing import Any, Literal, NoReturn, Protocol
 
 from transcoder import devices, settings
-from transcoder.bench import analysis, design
-from transcoder.bench.engines import Docker, Processes, engine, granted
-from transcoder.bench.environment import environment, ticks
+from transcoder.bench import analysis, clips, design
+from transcoder.bench.destination import Destination, unfinished
+from transcoder.bench.engines import Docker, Processes, engine, granted, own
+from transcoder.bench.environment import crowded, environment, of_others, ticks
 from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, StackRun, Workload
 from transcoder.bench.result import Engine as EngineName
 from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
 from transcoder.bench.stack import spec
 from transcoder.bench.whole_path import SERVER, Broker, WorkingCell, available
-from transcoder.errors import BenchmarkFailed, InputMissing, MachineBusy, NoRoute, TargetUnwritable
-from transcoder.version import __version__
+from transcoder.errors import BenchmarkFailed, MachineBusy, NoRoute, TargetUnwritable, TranscoderError
 
 BUSY = 0.5
 """The share of the CPUs from which a simulated device is limited by them and not by its engines."""
 
-_TRIAL_FRAMES = 50
-_LEAST_FRAMES = 10
+LEAST_FRAMES = 100
+"""An encoder holds some forty pictures back before it gives the first: shorter runs show little but that."""
 _LEAST_BLOCKS = 3
 """Fewer have no interval; they are measured whatever time they take."""
 _PLAN_LIMIT = 300.0
 _MAKE_LIMIT = 300.0
 _KILL_SECONDS = 1.5
-_OTHERS = 0.1
-"""The share of the CPUs that other programs may have in the middle of all runs without a word."""
 _OVERRUN = 0.1
 """The share of the budget by which the blocks may be slower than the pilot's before they end."""
 
@@ -103,34 +99,74 @@ class Show(Protocol):
         """Something that the reader must know."""
 
 
-def topology(asked: Asked, out: str, show: Show) -> Result:
+def topology(asked: Asked, out: Destination, show: Show) -> Result:
     """Measure, with the result in the file `out` after each block, marked as partial until the end.
 
     Raises:
+        InputMissing, InputUnreadable: the clip cannot be read, or has no picture.
         EngineMissing, ImageMissing: there is nothing to run containers with, or of.
         NoRoute: there is no such device.
         MachineBusy: a simulated device whose simulation takes more than half of the CPUs.
         BenchmarkFailed: a stack or a container failed; the file has what was measured before.
-        TargetUnwritable: the file cannot be written.
+        TargetExists, TargetUnwritable: the file cannot be written.
     """
-    refuse_unwritable(out)
+    out.look()
+    clips.look(asked.clip)
     if asked.profile == "gpu" and asked.accel == "auto":
         asked = replace(asked, accel="vaapi")  # software would answer another question
     began = monotonic()
     chosen = engine(asked.engine)
     version = chosen.version()
     given = hardware(asked, chosen)
-    image = asked.image or f"transcoder:{__version__}-{given.target}" if isinstance(chosen, Docker) else ""
+    image = (asked.image or own(given.target)) if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
-    with in_order(), opened(made, also=[unfinished(out)]) as rig, ExitStack() as after:
+    with in_order(), opened(made, also=[unfinished(out.path)]) as rig, ExitStack() as after:
         session = _Session(asked, rig, out, show, began)
         after.callback(session.close)
-        session.prepare(version, f"{image} {digest}".strip())
-        session.warm_up()
-        session.measure()
-        session.blast()
-        return session.conclude()
+        with telling_why(session):
+            session.prepare(version, f"{image} {digest}".strip())
+            session.warm_up()
+            session.measure()
+            session.blast()
+            return session.conclude()
+
+
+def cells(asked: Asked) -> tuple[Cell, ...]:
+    """What is held against each other: bare cells need root and an engine, and a worker needs a Redis."""
+    bare = asked.engine != "processes" and not os.geteuid()
+    return design.cells(asked.stacks or asked.scale.stacks, bare=bare, worker=_worker_wanted(asked) and available())
+
+
+def _worker_wanted(asked: Asked) -> bool:
+    return asked.scale.worker if asked.worker is None else asked.worker
+
+
+class Broken(Protocol):
+    """What may be ended before its time."""
+
+    def broken(self, why: str) -> str | None:
+        """Keep why it ended; gives the file that has what was measured, None where nothing was."""
+
+
+@contextmanager
+def telling_why(session: Broken) -> Iterator[None]:
+    """Whatever ends a benchmark before its time is told in what it keeps, and an error tells where that is."""
+    try:
+        yield
+    except BaseException as ended:
+        kept = session.broken(_why(ended))
+        if kept and isinstance(ended, TranscoderError):
+            ended.next_step = f"{ended.next_step} What was measured is in {kept}.".strip()
+        raise
+
+
+def _why(ended: BaseException) -> str:
+    if isinstance(ended, KeyboardInterrupt):
+        return "it was interrupted (Ctrl-C)"
+    if isinstance(ended, SystemExit):
+        return "it was ended by a signal"
+    return ended.what if isinstance(ended, TranscoderError) else f"{type(ended).__name__}: {ended}"
 
 
 @contextmanager
@@ -189,7 +225,7 @@ def hardware(asked: Asked, chosen: Docker | Processes) -> Given:
 class _Session:
     """One benchmark under way."""
 
-    def __init__(self, asked: Asked, rig: Rig, out: str, show: Show, began: float) -> None:
+    def __init__(self, asked: Asked, rig: Rig, out: Destination, show: Show, began: float) -> None:
         self._asked, self._rig, self._out, self._show, self._began = asked, rig, out, show, began
         self._housed: dict[Cell, Housed] = {}
         self._working: dict[Cell, WorkingCell] = {}
@@ -199,7 +235,7 @@ class _Session:
         self._result: Result
         self._argv: tuple[str, ...] = ()
         self._device = False
-        self._limit = 120.0
+        self._limit = 240.0
         self._seconds: list[float] = []
         self._others: list[float] = []
 
@@ -217,20 +253,26 @@ class _Session:
     def prepare(self, version: str, image: str) -> None:
         """Start the containers, make the clip, plan the work."""
         asked = self._asked
-        bare = self._bare_possible()
-        if bare:
+        matrix = cells(asked)
+        self._tell_what_lacks()
+        if any(not cell.containers for cell in matrix):
             self._show.phase("unpacking the image for the bare cells")
             self._rig.unpack()
-        matrix = design.cells(asked.stacks or asked.scale.stacks, bare=bare, worker=self._workers_wanted())
         for cell in matrix:
             self._show.phase(f"starting {cell.name}")
             self._start(cell)
+        if self._rig.other_code:
+            self._note(self._rig.other_code)
         reference = design.whole(matrix)
         first = self._housed[reference]
-        name, self._source = bring_clip(self._rig, first, self._asked.clip, self._asked.scale.clip, self._show)
-        plan = self._plan(first)
-        self._device = plan["device"] is not None
-        frames = self._fit(first, plan)
+        self._show.phase("bringing the clip" if asked.clip else "making the clip")
+        name, self._source = clips.bring(self._rig, first, asked.clip, asked.scale.clip)
+        with clips.named(asked.clip, self._source):
+            plan = self._plan(first)
+            self._device = plan["device"] is not None
+            frames = self._fit(first, plan)
+        if frames < LEAST_FRAMES:
+            self._note(too_short(frames))
         self._argv = cut(plan["argv"], frames, plan["frame_rate"])
         if self._working:
             # a job reads its source to the end: so the source itself is made as short
@@ -282,12 +324,15 @@ class _Session:
         first.agent.answer(_MAKE_LIMIT + 10)
         self._source = short
 
-    def _workers_wanted(self) -> bool:
-        wanted = self._asked.scale.worker if self._asked.worker is None else self._asked.worker
-        if wanted and not available():
+    def _tell_what_lacks(self) -> None:
+        if _worker_wanted(self._asked) and not available():
             self._note(f"no cells with a worker: {SERVER} is not installed here")
-            return False
-        return wanted
+        if isinstance(self._rig.engine, Processes):
+            self._note("no bare cells: without containers, one process with all stacks is bare")
+        elif os.geteuid():
+            self._note("no bare cells: the image's own root file system can only be entered by root (sudo)")
+        elif ignored := granted(self._asked.options).ignored:
+            self._note(f"bare cells are not given these words for containers: {' '.join(ignored)}")
 
     def _start(self, cell: Cell) -> None:
         if not cell.worker:
@@ -301,25 +346,14 @@ class _Session:
         if self._broker:
             self._broker.close()
 
-    def _bare_possible(self) -> bool:
-        if isinstance(self._rig.engine, Processes):
-            self._note("no bare cells: without containers, one process with all stacks is bare")
-            return False
-        if os.geteuid():
-            self._note("no bare cells: the image's own root file system can only be entered by root (sudo)")
-            return False
-        if ignored := granted(self._asked.options).ignored:
-            self._note(f"bare cells are not given these words for containers: {' '.join(ignored)}")
-        return True
-
     def _fit(self, first: Housed, plan: Mapping[str, Any]) -> int:
-        """How many frames a run takes, so that it is as long as the profile wants."""
-        trial = min(plan["frames"], _TRIAL_FRAMES)
+        """How many frames a run takes, so that it is as long as the profile wants, and long enough to show anything."""
+        trial = min(plan["frames"], LEAST_FRAMES)
         seen = first.run(cut(plan["argv"], trial, plan["frame_rate"]), device=self._device, limit=self._limit)
         self._refuse_trouble(first.cell, seen, trial)
         pace = min(map(_pace, seen.stacks))
         wanted = round(pace * (self._asked.seconds or self._asked.scale.run))
-        frames = min(int(plan["frames"]), max(_LEAST_FRAMES, wanted))
+        frames = min(int(plan["frames"]), max(LEAST_FRAMES, wanted))
         self._limit = 30 + 20 * frames / pace
         return frames
 
@@ -339,6 +373,8 @@ class _Session:
 
     def measure(self) -> None:
         """The pilot, the number of blocks that it asks for, and those."""
+        if (spent := self._spent()) > self._budget:
+            self._note(f"the set-up alone took {spent:.0f} s of {self._budget:g} s: only the least is measured")
         asked = self._result.design
         orders = design.blocks(asked.cells, asked.reference, asked.seed)
         piloted = 0
@@ -387,8 +423,7 @@ class _Session:
         before, began = ticks(), monotonic()
         seen = self._work(planned.cell)
         after, took = ticks(), monotonic() - began
-        ours = math.fsum(stack.cpu_user + stack.cpu_system for stack in seen.stacks)
-        self._others.append(after.busy(before) - ours / (took * self._result.environment.cpus))
+        self._others.append(of_others(before, after, took, seen.cpu))
         if planned.warmup:
             self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
         run = planned.model_copy(
@@ -434,20 +469,34 @@ class _Session:
 
     def conclude(self) -> Result:
         """The whole result, which is no longer partial."""
-        if (others := median(self._others)) > _OTHERS:
-            self._note(
-                f"other programs had {others:.0%} of the CPUs meanwhile: bare stacks and containers compete with them"
-                " differently, since the kernel shares the CPUs out by control group first"
-            )
         self._show.phase("working out what follows")
         whole = self._result.model_copy(update={"partial": False})
         self._result = whole.model_copy(update={"verdicts": analysis.verdicts(analysis.analyse(whole), whole)})
         self._save()
+        if others := self._crowded():
+            self._show.note(others)
         return self._result
 
+    def broken(self, why: str) -> str | None:
+        """Keep why it ended before its time; gives the file that has what was measured, None where nothing was."""
+        if self._out.last is None:
+            return None
+        self._notes.append(f"ended before its time: {why}")
+        with suppress(TargetUnwritable):  # which may be why
+            self._save()
+        return self._out.path
+
+    def _crowded(self) -> str:
+        others = crowded(self._others)
+        return others and (
+            f"{others}: bare stacks and containers compete with them differently, since the kernel shares the CPUs out"
+            " by control group first"
+        )
+
     def _save(self) -> None:
-        self._result = self._result.model_copy(update={"notes": tuple(self._notes)})
-        write(self._result, self._out)
+        notes = (*self._notes, *filter(None, [self._crowded()]))
+        self._result = self._result.model_copy(update={"notes": notes})
+        self._out.write(self._result)
 
 
 def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
@@ -456,40 +505,12 @@ def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
     return (*argv[:before], "-t", f"{(frames - 0.5) / rate:.6f}", *argv[before:])
 
 
-def bring_clip(rig: Rig, first: Housed, clip: str | None, seconds: float, show: Show) -> tuple[str, str]:
-    """The clip's name, and its path as the cells see it; where none is named, so many seconds are made in a cell.
-
-    Raises:
-        InputMissing: it cannot be read.
-    """
-    if clip:
-        name = os.path.basename(clip)
-        ours, inside = rig.clip(f"clip{os.path.splitext(name)[1]}")
-        try:
-            shutil.copyfile(clip, ours)
-        except OSError as failed:
-            raise InputMissing(
-                f"the clip {clip} cannot be read: {failed.strerror}", "Name another with --clip."
-            ) from None
-        os.chmod(ours, 0o644)
-        return name, inside
-    show.phase("making the clip")
-    _, inside = rig.clip("made.mp4")
-    first.agent.ask(ask="make", argv=made_clip(seconds, inside), limit=_MAKE_LIMIT)
-    first.agent.answer(_MAKE_LIMIT + 10)
-    return f"made ({seconds:g} s)", inside
-
-
-def made_clip(seconds: float, path: str) -> list[str]:
-    """The words that make the default clip: moving edges over slow gradients with a camera's noise, always the same.
-
-    1280 × 720 at 25 frames per second, H.264 with a key frame every two seconds.
-    """
-    size = f"size=1280x720:rate=25:duration={seconds:g}"
-    sources = ["-f", "lavfi", "-i", f"gradients={size}:seed=1:speed=0.02", "-f", "lavfi", "-i", f"testsrc2={size}"]
-    graph = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]blend=all_mode=average,noise=alls=6:allf=t:all_seed=1"
-    encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-g", "50", "-pix_fmt", "yuv420p"]
-    return ["ffmpeg", "-nostdin", "-v", "error", "-y", *sources, "-filter_complex", graph, *encoder, path]
+def too_short(frames: int) -> str:
+    """What is to be said of a clip that is shorter than a run should be."""
+    return (
+        f"the clip has only {frames} pictures, and runs should have {LEAST_FRAMES}: encoders hold many of them back, so"
+        " that start and end outweigh the rest"
+    )
 
 
 def device(plan: Mapping[str, Any]) -> Device:
@@ -499,32 +520,6 @@ def device(plan: Mapping[str, Any]) -> Device:
         return Device(kind="software", name=f"the CPUs, by {plan['route']}")
     simulated = "simulated" in found["driver"].lower()
     return Device(kind="simulated" if simulated else "real", name=found["driver"], address=found["address"])
-
-
-def refuse_unwritable(out: str) -> None:
-    """Raises TargetUnwritable where the result could not be written, before anything is measured."""
-    folder = os.path.dirname(os.path.abspath(out))
-    if not os.access(folder, os.W_OK):
-        raise TargetUnwritable(
-            f"the result {out} cannot be written: {folder} is not to be written to", "Name another with --out."
-        )
-
-
-def write(result: Result, out: str) -> None:
-    """Put the result in its file, whole or not at all."""
-    draft = unfinished(out)
-    try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(result.model_dump_json(indent=1) + "\n")
-        os.replace(draft, out)
-    except OSError as refused:
-        raise TargetUnwritable(f"the result {out} cannot be written: {refused.strerror}", "Make room.") from None
-
-
-def unfinished(out: str) -> str:
-    """Where a file is written before it gets its name."""
-    folder, name = os.path.split(os.path.abspath(out))
-    return f"{folder}/.{name}.unfinished"
 
 
 def _pace(stack: StackRun) -> float:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
+from transcoder.bench import sources
 from transcoder.bench.working import Working, pss
 from transcoder.children import dying_with_parent, run
 from transcoder.version import __version__
@@ -64,7 +65,7 @@ class Agent:
         asked: queue.SimpleQueue[Json] = queue.SimpleQueue()
         threading.Thread(target=self._listen, args=(asked,), daemon=True).start()
         os.makedirs(self.folder, exist_ok=True)
-        self._say({"ready": __version__, "pid": os.getpid()})
+        self._say({"ready": __version__, "sources": sources.digest(), "pid": os.getpid()})
         answers: Mapping[str, Callable[[Json], Json]] = {
             "plan": plan,
             "make": self.make,
@@ -132,7 +133,7 @@ class Agent:
 
         `device` tells that a GPU's counters are to be read, `limit` the seconds after which a stack is killed.
         """
-        throttled = _throttled()
+        throttled, cpu = _throttled(), _cpu()
         stacks: list[_Stack] = []
         try:
             for number in range(asked["stacks"]):
@@ -145,7 +146,8 @@ class Agent:
                 return {"late": late}
             _released(stacks, asked["at"])
             _Following(stacks, asked["at"], _proc() if asked["device"] else None).follow(asked["limit"])
-            return {"throttled": _throttled() - throttled, "stacks": [self._seen(one, asked["at"]) for one in stacks]}
+            seen = [self._seen(one, asked["at"]) for one in stacks]
+            return {"throttled": _throttled() - throttled, "cpu": _cpu() - cpu, "stacks": seen}
         finally:
             for one in stacks:
                 one.end()
@@ -408,6 +410,11 @@ def _proc() -> str:
     from transcoder import settings
 
     return settings.read().proc
+
+
+def _cpu() -> float:
+    """Seconds of the CPU that this process had so far, with all children that have ended."""
+    return sum(os.times()[:4])
 
 
 def _throttled() -> float:

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from transcoder.bench.analysis import Analysis, Contrast
+    from transcoder.bench.destination import Destination
     from transcoder.bench.document import Document
     from transcoder.bench.result import Result
 
@@ -42,7 +43,13 @@ RunOptions = Annotated[
     list[str] | None,
     typer.Option("--run-option", metavar="WORD", help="A word for `docker run`; repeat it for several."),
 ]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is no result of ours, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+
+
+_MOST_STACKS = 64
+_MOST_NUMBERS = 4
+"""Each number of stacks has a container for every stack of every packing, all up at the same time."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -51,8 +58,11 @@ def _numbers(text: str) -> tuple[int, ...]:
         found = tuple(int(word) for word in text.split(","))
     except ValueError:
         found = ()
-    if not found or min(found) < 1:
-        raise typer.BadParameter("numbers from 1, with commas between: 2,4", param_hint="--stacks")
+    if not found or min(found) < 1 or max(found) > _MOST_STACKS or len(set(found)) > _MOST_NUMBERS:
+        raise typer.BadParameter(
+            f"at most {_MOST_NUMBERS} numbers from 1 to {_MOST_STACKS}, with commas between: 2,4",
+            param_hint="--stacks",
+        )
     return found
 
 
@@ -87,7 +97,13 @@ def topology(
         str | None, typer.Option("--out", "-o", metavar="FILE", help="The result; UTC-topology.json here by default.")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option("--budget", min=1, metavar="SECONDS", help="How long it may take; by the profile.")
+        float | None,
+        typer.Option(
+            "--budget",
+            min=1,
+            metavar="SECONDS",
+            help="How long all of it may take, by the profile; set-up and three blocks are made in any case.",
+        ),
     ] = None,
     run_option: RunOptions = None,
     seconds: Annotated[
@@ -98,13 +114,14 @@ def topology(
         bool | None,
         typer.Option("--worker/--no-worker", help="Cells with the product's whole path: queue, worker, verification."),
     ] = None,
+    overwrite: Replace = False,
     json: AsJson = False,
 ) -> None:
     from transcoder import screen
     from transcoder.bench import runner
+    from transcoder.bench.destination import Destination
     from transcoder.bench.display import display
 
-    path = out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-topology.json"
     asked = runner.Asked(
         profile=profile,
         stacks=_numbers(stacks) if stacks else None,
@@ -120,22 +137,36 @@ def topology(
         options=tuple(run_option or ()),
         worker=worker,
     )
-    with _keeping(path), display() as show:
-        result = runner.topology(asked, path, show)
-    screen.as_json(result) if json else _conclude(result, path)
+    if len(runner.cells(asked)) == 1:
+        raise typer.BadParameter(
+            "one cell alone has nothing to be held against: ask for 2 stacks, or for an engine as root",
+            param_hint="--stacks",
+        )
+    kept = Destination(out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-topology.json", overwrite=overwrite)
+    with _keeping(kept, json=json), display() as show:
+        result = runner.topology(asked, kept, show)
+    screen.as_json(result) if json else _conclude(result, kept.path)
 
 
 @contextmanager
-def _keeping(path: str) -> Iterator[None]:
-    """Whatever ends a benchmark: what was measured is in its file, and is shown."""
-    from transcoder.bench.result import Result
+def _keeping(kept: Destination, *, json: bool, capacity: str | None = None) -> Iterator[None]:
+    """Whatever ends a benchmark: what this one measured is in its file, and is shown; programs are told where.
 
+    What was cut short becomes no worker's budget.
+    """
     try:
         yield
-    except BaseException:
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                _conclude(Result.model_validate_json(file.read()), path)
+    except BaseException as ended:
+        if kept.last and all(run.warmup for run in kept.last.runs):
+            typer.echo(f"nothing was measured yet but warm-ups, which are in {kept.path}", err=True)
+        elif kept.last and json:
+            typer.echo(f"what was measured is in {kept.path}", err=True)
+        elif kept.last:
+            _conclude(kept.last, kept.path)
+        elif isinstance(ended, KeyboardInterrupt | SystemExit):
+            typer.echo("nothing was measured yet, and nothing written", err=True)
+        if kept.last and kept.last.partial and capacity:
+            typer.echo(f"nothing was written to {capacity}, since it was ended before its time", err=True)
         raise
 
 
@@ -231,14 +262,15 @@ def density(
         str | None, typer.Option("--capacity", metavar="FILE", help="Write the budget of this device into it.")
     ] = None,
     run_option: RunOptions = None,
+    overwrite: Replace = False,
     json: AsJson = False,
 ) -> None:
     from transcoder import screen, settings
     from transcoder.bench import density_runner
     from transcoder.bench.density import Limits
+    from transcoder.bench.destination import Destination
     from transcoder.bench.display import display
 
-    path = out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-density.json"
     if device:
         os.environ[settings.variable("device")] = device  # agents that are processes read it as a worker would
     asked = density_runner.Asked(
@@ -253,9 +285,16 @@ def density(
         packings=density_runner.PACKINGS if packing == "both" else (packing,),
         options=tuple(run_option or ()),
     )
-    with _keeping(path), display() as show:
-        result = density_runner.measure(asked, path, capacity, show)
-    screen.as_json(result) if json else _conclude(result, path)
+    kept = Destination(out or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-density.json", overwrite=overwrite)
+    if capacity and os.path.abspath(capacity) == os.path.abspath(kept.path):
+        raise typer.BadParameter("it is the file of --out", param_hint="--capacity")
+    with _keeping(kept, json=json, capacity=capacity), display() as show:
+        result = density_runner.measure(asked, kept, capacity, show)
+    screen.as_json(result) if json else _conclude(result, kept.path)
+    if capacity:
+        typer.echo(f"wrote {capacity}: {density_runner.described(result)}", err=json)
+    if not density_runner.measurement(result).streams:
+        typer.echo("warning: not even one stream is made in real time: jobs would run one by one", err=True)
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are no reports of ours, too.")]

@@ -113,7 +113,8 @@ class WorkingCell:
         self._agent.ask(ask="used")
         used = self._agent.answer(_ANSWER_LIMIT)
         shutil.rmtree(ours, ignore_errors=True)
-        return Seen(tuple(stack_run(one, epoch, used, self.cell.stacks) for one in found), 0.0)
+        stacks = tuple(stack_run(one, epoch, used, self.cell.stacks) for one in found)
+        return Seen(stacks, 0.0, used["cpu_user"] + used["cpu_system"])
 
     def _ended(self, number: object, until: float) -> Status:
         if not isinstance(number, str):
