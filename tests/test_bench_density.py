@@ -103,7 +103,7 @@ def test_noise_that_is_smaller_than_the_distance_to_the_boundary_changes_nothing
     streams: int, share: float, chance: random.Random
 ) -> None:
     rate = streams + share
-    noise = 0.99 * min(rate / streams - 1, 1 - rate / (streams + 1))
+    noise = 0.99 * min(1 - streams / rate, (streams + 1) / rate - 1)
     curve: Curve = lambda n: rate / n * (1 + chance.uniform(-noise, noise))  # noqa: E731
     limits = Limits(100)
     found = density.found(search(curve, limits), limits)
