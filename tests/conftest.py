@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Generator, Iterator, Sequence
@@ -155,6 +156,9 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> MakeClip:
         words = ["-f", "lavfi", "-i", source]
         if sound:
             words += ["-f", "lavfi", "-i", sound, "-shortest"]
+            # ffmpeg 7's sound may run ahead of -shortest by seconds while the machine is busy
+            lengths = re.findall(r"[:=]d=([\d.]+)", source)
+            words += ["-t", lengths[0]] if len(lengths) == 1 else []
         words += ["-c:v", vcodec, "-pix_fmt", pix_fmt, *extra]
         path = folder / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}.{container}"
         if not path.exists():

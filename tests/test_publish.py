@@ -644,6 +644,24 @@ def test_a_recovery_may_be_interrupted_as_well(tmp_path: Path, overwrite: bool) 
         assert (ladder.state, ladder.litter) == ("new", [])
 
 
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_what_is_promised_stays_though_the_disk_is_full_when_the_next_attempt_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    def full(path: str, content: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    promised = 0
+    for ladder in each_interruption(Scenes(tmp_path, overwrite=overwrite).ready, Ladder.publish, 30):
+        if ladder.manifest.exists():
+            promised += 1
+            with monkeypatch.context() as patch:
+                patch.setattr(publish, "_write", full)
+                assert ladder.recover()
+            assert (ladder.state, ladder.litter) == ("new", [])
+    assert promised
+
+
 @pytest.mark.parametrize("position", [1, 2])
 def test_an_interrupted_ladder_that_somebody_got_in_the_way_of_is_taken_back(tmp_path: Path, position: int) -> None:
     ladder = Scenes(tmp_path).half_way()

@@ -182,13 +182,18 @@ def _complete(folder: str, targets: Sequence[str], policy: Policy) -> Json | Non
     # nobody else's word moves a file: only the outputs of this job, to the targets of this job
     if not intent or [target for _, target, _ in moves] != list(targets) or any("/" in name for name, _, _ in moves):
         return None
+    content: Json = intent["content"]
+    path = content["result"]["manifest"]
+    if _read(*os.path.split(path)) == content:  # promised: nothing is done again, nor taken back where that would fail
+        with suppress(OSError):
+            _sync(os.path.dirname(path))
+        return content
     if undone or not all(
         os.path.lexists(os.path.join(folder, name)) or _moved(target, inode) for name, target, inode in moves
     ):
         _take_back(folder, intent)
         return None
     _carry_out(folder, intent, policy)
-    content: Json = intent["content"]
     return content
 
 
