@@ -24,6 +24,7 @@ TRAPS = Path(os.environ["CHAOS_TRAPS"])
 INTO_ENCODING = 0.12
 """Seconds after the start of ffmpeg at which a worker falls during an encode: the clips take a little longer."""
 
+AROUND_THE_MANIFEST = ("before the manifest", "after the manifest")
 _here = local()
 
 
@@ -95,8 +96,11 @@ def within_publishing() -> None:
     def syncs(path: str) -> None:
         sync(path)
         if os.path.isdir(path) and not os.path.basename(path).startswith(".transcoder-"):
-            passes(("before the manifest", "after the manifest")[_here.syncs])
-            _here.syncs += 1
+            # of a manifest that stands already the folder is only synced
+            so_far = getattr(_here, "syncs", len(AROUND_THE_MANIFEST))
+            if so_far < len(AROUND_THE_MANIFEST):
+                passes(AROUND_THE_MANIFEST[so_far])
+                _here.syncs = so_far + 1
 
     put_in(publish, "_carry_out", carries_out)
     put_in(publish, "_rename", renames)
