@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "built_gpu" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
     leave_out_qsv(config, items)
+    # the longest first, beside which all others run: what begins last would end alone
+    items.sort(key=lambda item: "test_fresh_machine" not in item.nodeid)
 
 
 def leave_out_qsv(config: pytest.Config, items: list[pytest.Item]) -> None:
