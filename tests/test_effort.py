@@ -2,44 +2,25 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import redis as redis_py
 
-from tests import services
-from tests.test_ledger import HW, SOFTWARE, asked, claim, hard, messages, submit, waits_in
+from tests.test_ledger import HW, SOFTWARE, asked, claim, hard, ledger, messages, plain, server, submit, waits_in
 from transcoder import queue
 from transcoder.errors import JobUnknown, TransitionRefused
 from transcoder.ledger import CLEARLY, EARLY, FRONT, STEPS, Hop, Ledger, Report, Told
 from transcoder.retry import Again
 from transcoder.spec import SCHEMA
 
+__all__ = ["ledger", "plain", "server"]  # the fixtures
+
 pytestmark = pytest.mark.slow
 
 SLOWER = 5.0
 MOST = SLOWER * CLEARLY
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Redis]:
-    with services.private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def plain(server: services.Redis) -> Iterator[redis_py.Redis]:
-    with redis_py.Redis.from_url(server.url, decode_responses=True) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def ledger(server: services.Redis, plain: redis_py.Redis) -> Iterator[Ledger]:
-    ledger = Ledger(server.url)
-    yield ledger
-    ledger.close()
 
 
 def live(ledger: Ledger, owner: str, name: str, places: int = 1, jobs: tuple[Report, ...] = ()) -> None:

@@ -436,7 +436,7 @@ def interrupted(run: Callable[[], object], step: int) -> int:
             publish._renameat2 = dying(publish._renameat2)
             run()
             os._exit(WHOLE)
-        except BaseException as error:
+        except BaseException as error:  # of a forked child: nothing of it may go on in the test's own stack
             os.write(2, repr(error).encode())
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests import services
 from tests.conftest import MakeClip
 from tests.local import program
-from tests.test_ledger import claim, messages, submit
+from tests.test_ledger import claim, ledger, messages, plain, server, submit
 from transcoder import Client, JobSpec, Status, queue, reaper
 from transcoder.errors import TransitionRefused, WorkersLost
 from transcoder.ledger import Claimed, Ledger, Report, TakenBack, Told
@@ -28,30 +28,12 @@ from transcoder.placement import queue_name
 from transcoder.reaper import GAP, PERIOD, Reaper
 from transcoder.spec import SCHEMA
 
+__all__ = ["ledger", "plain", "server"]  # the fixtures
+
 pytestmark = pytest.mark.slow
 
 LEASE = 3.0
 HW, SOFTWARE = queue_name("hw.h264"), queue_name("software")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Redis]:
-    with services.private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def plain(server: services.Redis) -> Iterator[redis_py.Redis]:
-    with redis_py.Redis.from_url(server.url, decode_responses=True) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def ledger(server: services.Redis, plain: redis_py.Redis) -> Iterator[Ledger]:
-    ledger = Ledger(server.url)
-    yield ledger
-    ledger.close()
 
 
 @dataclass

@@ -13,26 +13,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tests import services
+from tests.test_ledger import plain, server
 from transcoder import slots
 from transcoder.errors import JobCancelled
 from transcoder.slots import Capacity, Slots
 
+__all__ = ["plain", "server"]  # the fixtures
+
 pytestmark = pytest.mark.slow
 
 GPU = Capacity("boot:0000:00:02.0", "0000:00:02.0", 100)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Redis]:
-    with services.private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def plain(server: services.Redis) -> Iterator[redis_py.Redis]:
-    with redis_py.Redis.from_url(server.url, decode_responses=True) as client:
-        client.flushall()
-        yield client
 
 
 def on(url: str) -> Slots:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from transcoder import profiles, screen, settings, spec
+from transcoder import profiles, screen, settings, signals, spec
 from transcoder.errors import JobCancelled, NoRoute, SpecError, TargetExists, TargetUnwritable, TranscoderError
 from transcoder.spec import JobSpec, Output
 from transcoder.version import __version__
@@ -732,16 +732,12 @@ class _Interrupt:
 def _interruptible() -> Iterator[_Interrupt]:
     """Ctrl-C, a plain kill and a terminal that closes end a run in order: ffmpeg is gone first, then its files."""
     permit = _Interrupt()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    before = [signal.signal(number, permit.hear) for number in signals]
-    try:
-        yield permit
-    except SystemExit:
-        print("interrupted: nothing is published and nothing is left behind", file=sys.stderr)
-        raise
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+    with signals.heard((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), permit.hear):
+        try:
+            yield permit
+        except SystemExit:
+            print("interrupted: nothing is published and nothing is left behind", file=sys.stderr)
+            raise
 
 
 def _shows(live: screen.Live, permit: _Interrupt) -> Emit:

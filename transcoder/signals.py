@@ -1,9 +1,10 @@
-"""Which signals end a worker in order."""
+"""Signals that end a program in order: a worker for good, a verb while it is at work."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 Hear = Callable[[int, FrameType | None], object]
@@ -17,3 +18,14 @@ def on_end(hear: Hear) -> None:
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, hear)
+
+
+@contextmanager
+def heard(numbers: Sequence[signal.Signals], hear: Hear) -> Iterator[None]:
+    """Call `hear` at each of these inside of the block."""
+    before = [signal.signal(number, hear) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

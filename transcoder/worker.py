@@ -223,7 +223,7 @@ def _aside(look: Callable[[], None]) -> Future[None]:
         try:
             look()
             looked.set_result(None)
-        except BaseException as wrong:
+        except BaseException as wrong:  # whoever waits for the look gets it, and the worker ends
             looked.set_exception(wrong)
             queue.stop(wrong.exit_code if isinstance(wrong, TranscoderError) else 1)
 
@@ -404,7 +404,7 @@ class Worker:
             raise
         except TranscoderError as wrong:
             self._end(held, wrong, emit)
-        except Exception as bug:
+        except Exception as bug:  # the job fails with it; the worker goes on
             log.LOGGER.exception("job %s met a bug", held.job_id)
             unexpected = TranscoderError(
                 f"{type(bug).__name__}: {bug}", "It is a bug: the worker's log has the traceback."

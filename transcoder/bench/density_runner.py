@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
-from time import monotonic
 from typing import Any, Literal
 
 from transcoder import capacity, settings
-from transcoder.bench import clips, density, destination, runner
+from transcoder.bench import clips, density, destination
 from transcoder.bench.analysis import throughput
 from transcoder.bench.density import Ask, Limits, Seen
 from transcoder.bench.destination import Destination, unfinished
 from transcoder.bench.engines import Docker, engine, own
-from transcoder.bench.environment import crowded, environment, of_others, ticks
-from transcoder.bench.result import Accel, Cell, Density, Design, Engine, Level, Result, Run, StackRun, Workload
+from transcoder.bench.environment import crowded, environment
+from transcoder.bench.hardware import hardware
+from transcoder.bench.result import Accel, Cell, Density, Design, Engine, Level, Result, Run, Workload
 from transcoder.bench.rig import Housed, Rig, opened
-from transcoder.bench.runner import Show
+from transcoder.bench.session import (
+    LEAST_FRAMES,
+    Session,
+    Show,
+    cut,
+    device,
+    in_order,
+    telling_why,
+    too_short,
+    trouble,
+)
 from transcoder.capacity import CapacityFile, Measurement, OfCpus
-from transcoder.errors import BenchmarkFailed, MachineBusy, SettingsError, TargetUnwritable
+from transcoder.errors import BenchmarkFailed, MachineBusy, SettingsError
 
 Packing = Literal["one", "each"]
 """All streams in one container, or each in one of its own."""
 PACKINGS: tuple[Packing, ...] = ("one", "each")
 
 _PLAN_LIMIT = 300.0
-_LEAST_SECONDS = runner.LEAST_FRAMES / 25
+_LEAST_SECONDS = LEAST_FRAMES / 25
 """Of the clip that is made here."""
 _SLOWEST = 0.05
 """× real time; a run whose streams are slower than that is ended."""
@@ -72,13 +81,13 @@ def measure(asked: Asked, out: Destination, capacities: str | None, show: Show) 
     drafts = [unfinished(path) for path in (out.path, capacities) if path]
     chosen = engine(asked.engine)
     version = chosen.version()
-    given = runner.hardware(runner.Asked(accel=asked.accel, options=asked.options), chosen)
+    given = hardware(asked.accel, asked.options)
     image = (asked.image or own(given.target)) if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
-    with runner.in_order(), opened(made, also=drafts) as rig:
+    with in_order(), opened(made, also=drafts) as rig:
         session = _Session(asked, rig, out, show)
-        with runner.telling_why(session):
+        with telling_why(session):
             session.prepare(version, f"{image} {digest}".strip())
             result = session.search()
     if capacities:
@@ -156,18 +165,16 @@ class _Crowd:
         return Housed(self.cell(streams), self._agents[:streams], self._first.start)
 
 
-class _Session:
+class _Session(Session):
     """One benchmark under way."""
 
     def __init__(self, asked: Asked, rig: Rig, out: Destination, show: Show) -> None:
-        self._asked, self._rig, self._out, self._show = asked, rig, out, show
-        self._notes: list[str] = []
+        super().__init__(out, show)
+        self._asked, self._rig = asked, rig
         self._crowds: list[_Crowd] = []
         self._alone: list[tuple[Seen, float]] = []
-        self._others: list[float] = []
         self._device = False
         self._limit = 0.0
-        self._result: Result
 
     def prepare(self, version: str, image: str) -> None:
         """Start a container, which all packings share, make the clip, plan the work, and try one stream."""
@@ -184,9 +191,9 @@ class _Session:
         with clips.named(asked.clip, inside):
             plan = first.agent.answer(_PLAN_LIMIT)
         self._device = plan["device"] is not None
-        frames = min(int(plan["frames"]), max(runner.LEAST_FRAMES, round(asked.seconds * plan["frame_rate"])))
-        if frames < runner.LEAST_FRAMES:
-            self._note(runner.too_short(frames))
+        frames = min(int(plan["frames"]), max(LEAST_FRAMES, round(asked.seconds * plan["frame_rate"])))
+        if frames < LEAST_FRAMES:
+            self._note(too_short(frames))
         self._limit = 30 + frames / plan["frame_rate"] / _SLOWEST
         self._result = self._begun(plan, version, image, Workload(
             accel=plan["accel"],
@@ -196,12 +203,12 @@ class _Session:
             height=plan["height"],
             frames=frames,
             frame_rate=plan["frame_rate"],
-            argv=runner.cut(plan["argv"], frames, plan["frame_rate"]),
+            argv=cut(plan["argv"], frames, plan["frame_rate"]),
         ))  # fmt: skip
         run = self._run(self._crowds[0], 1, warmup=True)
-        if trouble := _trouble(run.stacks, frames):
+        if why := trouble(run, frames):
             raise BenchmarkFailed(
-                f"not even one stream can be made: {trouble}", "`transcoder doctor` and `transcoder devices` say more."
+                f"not even one stream can be made: {why}", "`transcoder doctor` and `transcoder devices` say more."
             )
 
     def _begun(self, plan: Mapping[str, Any], version: str, image: str, workload: Workload) -> Result:
@@ -212,7 +219,7 @@ class _Session:
             made=datetime.now(UTC).isoformat(timespec="seconds"),
             partial=True,
             environment=environment(version, image).model_copy(update=told),
-            device=runner.device(plan),
+            device=device(plan),
             design=Design(
                 profile="gpu" if self._device else "full",
                 engine=self._asked.engine,
@@ -230,11 +237,7 @@ class _Session:
             for crowd, ask in due:
                 crowd.take(*(self._known_alone(crowd, ask) or self._look(crowd, ask)))
                 self._save()
-        self._result = self._result.model_copy(update={"partial": False})
-        self._save()
-        if others := self._crowded():
-            self._show.note(others)
-        return self._result
+        return self._ended()
 
     def _known_alone(self, crowd: _Crowd, ask: Ask) -> tuple[Seen, float] | None:
         """A run of one stream, which all packings pack alike: one that another has and this has not taken yet."""
@@ -254,19 +257,6 @@ class _Session:
             self._alone.append(found)
         return found
 
-    def broken(self, why: str) -> str | None:
-        """Keep why it ended before its time; gives the file that has what was measured, None where nothing was."""
-        if self._out.last is None:
-            return None
-        self._notes.append(f"ended before its time: {why}")
-        with suppress(TargetUnwritable):  # which may be why
-            self._save()
-        return self._out.path
-
-    def _note(self, sentence: str) -> None:
-        self._notes.append(sentence)
-        self._show.note(sentence)
-
     def _crowded(self) -> str:
         """Of the runs that confirm a packing's number, which count; of all while there are none."""
         confirming = [crowd.others for crowd in self._crowds if crowd.others] or [self._others]
@@ -279,24 +269,18 @@ class _Session:
 
     def _run(self, crowd: _Crowd, streams: int, *, warmup: bool = False, pilot: bool = False) -> Run:
         housed = crowd.housed(streams)
-        before, began = ticks(), monotonic()
         each = streams if crowd.packing == "one" else 1
-        seen = housed.run(self._result.workload.argv, device=self._device, limit=self._limit, stacks=each)
-        after, took = ticks(), monotonic() - began
-        self._others.append(of_others(before, after, took, seen.cpu))
-        run = Run(
+        argv, start = self._result.workload.argv, housed.start if warmup else 0.0
+        planned = Run(
             block=len(self._result.runs),
             place=0,
             cell=crowd.cell(streams),
             warmup=warmup,
             pilot=pilot,
-            stacks=seen.stacks,
-            start=housed.start if warmup else 0.0,
-            cpu_busy=round(after.busy(before), 4),
-            steal=round(after.stolen(before), 4),
-            load=os.getloadavg()[0],
-            throttled=seen.throttled,
+            stacks=(),
+            start=start,
         )
+        run = self._observed(planned, lambda: housed.run(argv, device=self._device, limit=self._limit, stacks=each))
         self._refuse_busy(run)
         self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
         self._show.ran(run)
@@ -305,7 +289,7 @@ class _Session:
     def _refuse_busy(self, run: Run) -> None:
         """A simulated device is none if the CPUs that simulate it are the limit; what else runs here is not meant."""
         share = work(run) / self._result.environment.cpus
-        if self._result.device.kind == "simulated" and share > runner.BUSY:
+        if self._cpus_limit(share):
             raise MachineBusy(
                 f"the streams of {run.cell.name} took {share:.0%} of the CPUs: they would be measured, and no device",
                 "Take a smaller clip or a lower rate of the device.",
@@ -314,22 +298,20 @@ class _Session:
     def _slowest(self, run: Run) -> float:
         """× real time; 0 where a stream failed, which is noted: a device may bear only so many at a time."""
         load = self._result.workload
-        if trouble := _trouble(run.stacks, load.frames):
-            self._note(f"{run.cell.name} counts as too slow: {trouble}")
+        if why := trouble(run, load.frames):
+            self._note(f"{run.cell.name} counts as too slow: {why}")
             return 0.0
         return min(throughput(run)[0]) / load.frame_rate
 
-    def _save(self) -> None:
-        found = tuple(self._found(crowd) for crowd in self._crowds if crowd.seen)
-        notes = (*self._notes, *filter(None, [self._crowded()]))
-        self._result = self._result.model_copy(update={"notes": notes, "density": found})
-        self._out.write(self._result)
+    def _save(self, **found: object) -> None:
+        density = tuple(self._found(crowd) for crowd in self._crowds if crowd.seen)
+        super()._save(density=density, **found)
 
     def _found(self, crowd: _Crowd) -> Density:
         found = density.found(crowd.seen, self._limits)
         load, cell = self._result.workload, crowd.cell(max(1, found.streams))
         at_it = [run for run in self._result.runs if run.cell == cell and not run.warmup]
-        rates = [sum(throughput(run)[0]) for run in at_it if not _trouble(run.stacks, load.frames)]
+        rates = [sum(throughput(run)[0]) for run in at_it if not trouble(run, load.frames)]
         return Density(
             cell=cell,
             streams=found.streams,
@@ -349,16 +331,6 @@ def work(run: Run) -> float:
     """How many CPUs the streams of a run kept busy, from the first's start to the last's end."""
     seconds = max(stack.ended for stack in run.stacks) - min(stack.started for stack in run.stacks)
     return sum(stack.cpu_user + stack.cpu_system for stack in run.stacks) / max(seconds, 1e-3)
-
-
-def _trouble(stacks: Sequence[StackRun], frames: int) -> str:
-    """Why a stream is no stream: it failed, or made fewer pictures."""
-    for stack in stacks:
-        if stack.trouble:
-            return stack.trouble
-        if stack.frames != frames:
-            return f"it made {stack.frames} of {frames} pictures"
-    return ""
 
 
 def _known(path: str | None) -> CapacityFile:

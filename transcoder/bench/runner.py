@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal
 
-from transcoder import devices, settings
 from transcoder.bench import analysis, clips, design
 from transcoder.bench.destination import Destination, unfinished
 from transcoder.bench.engines import Docker, Processes, engine, granted, own
-from transcoder.bench.environment import crowded, environment, of_others, ticks
-from transcoder.bench.result import Accel, Blast, Cell, Design, Device, Profile, Result, Run, StackRun, Workload
+from transcoder.bench.environment import environment
+from transcoder.bench.hardware import hardware
+from transcoder.bench.result import Accel, Blast, Cell, Design, Profile, Result, Run, StackRun, Workload
 from transcoder.bench.result import Engine as EngineName
 from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
+from transcoder.bench.session import (
+    LEAST_FRAMES,
+    Session,
+    Show,
+    cut,
+    device,
+    in_order,
+    telling_why,
+    too_short,
+    trouble,
+)
 from transcoder.bench.stack import spec
 from transcoder.bench.whole_path import SERVER, Broker, WorkingCell, available
-from transcoder.errors import BenchmarkFailed, MachineBusy, NoRoute, TargetUnwritable, TranscoderError
+from transcoder.errors import BenchmarkFailed, MachineBusy
 
-BUSY = 0.5
-"""The share of the CPUs from which a simulated device is limited by them and not by its engines."""
-
-LEAST_FRAMES = 100
-"""An encoder holds some forty pictures back before it gives the first: shorter runs show little but that."""
 _LEAST_BLOCKS = 3
 """Fewer have no interval; they are measured whatever time they take."""
 _PLAN_LIMIT = 300.0
@@ -83,22 +88,6 @@ class Asked:
         return SCALES[self.profile]
 
 
-class Show(Protocol):
-    """Who is told how far it is."""
-
-    def phase(self, sentence: str) -> None:
-        """What is done now."""
-
-    def block(self, number: int, of: int | None, left: float) -> None:
-        """A block begins, counted from 1; how many there will be, as far as known, and seconds to the end of all."""
-
-    def ran(self, run: Run) -> None:
-        """A cell has run."""
-
-    def note(self, sentence: str) -> None:
-        """Something that the reader must know."""
-
-
 def topology(asked: Asked, out: Destination, show: Show) -> Result:
     """Measure, with the result in the file `out` after each block, marked as partial until the end.
 
@@ -117,7 +106,7 @@ def topology(asked: Asked, out: Destination, show: Show) -> Result:
     began = monotonic()
     chosen = engine(asked.engine)
     version = chosen.version()
-    given = hardware(asked, chosen)
+    given = hardware(asked.accel, asked.options)
     image = (asked.image or own(given.target)) if isinstance(chosen, Docker) else ""
     digest = chosen.require(image)
     made = Rig(chosen, image, nodes=given.nodes, groups=given.groups, options=asked.options)
@@ -142,102 +131,20 @@ def _worker_wanted(asked: Asked) -> bool:
     return asked.scale.worker if asked.worker is None else asked.worker
 
 
-class Broken(Protocol):
-    """What may be ended before its time."""
-
-    def broken(self, why: str) -> str | None:
-        """Keep why it ended; gives the file that has what was measured, None where nothing was."""
-
-
-@contextmanager
-def telling_why(session: Broken) -> Iterator[None]:
-    """Whatever ends a benchmark before its time is told in what it keeps, and an error tells where that is."""
-    try:
-        yield
-    except BaseException as ended:
-        kept = session.broken(_why(ended))
-        if kept and isinstance(ended, TranscoderError):
-            ended.next_step = f"{ended.next_step} What was measured is in {kept}.".strip()
-        raise
-
-
-def _why(ended: BaseException) -> str:
-    if isinstance(ended, KeyboardInterrupt):
-        return "it was interrupted (Ctrl-C)"
-    if isinstance(ended, SystemExit):
-        return "it was ended by a signal"
-    return ended.what if isinstance(ended, TranscoderError) else f"{type(ended).__name__}: {ended}"
-
-
-@contextmanager
-def in_order() -> Iterator[None]:
-    """A plain kill and a terminal that closes end it as Ctrl-C does: everything is taken down first."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, leave) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What containers are given of the GPU: nodes and the groups that own them; `target` is the image's."""
-
-    nodes: tuple[str, ...] = ()
-    groups: tuple[int, ...] = ()
-    target: str = "software"
-
-
-def hardware(asked: Asked, chosen: Docker | Processes) -> Given:
-    """The GPU for the cells: what the user's words for `docker run` name, else the first here that opens.
-
-    Raises:
-        NoRoute: there is none, and it is asked for.
-    """
-    if asked.accel == "software":
-        return Given()
-    target = "qsv" if asked.accel == "qsv" else "vaapi"
-    named = [what for what, _ in granted(asked.options).devices]
-    if named:
-        return Given((), tuple(sorted({os.stat(node).st_gid for node in named})), target)
-    site = settings.read()
-    policy = site.policy(default_roots=(os.getcwd(),))
-    found = [one for one in devices.discover(policy) if site.device in (None, one.id, one.node)]
-    usable = [one for one in found if one.trouble is None or one.trouble.kind in ("group", "mode")]
-    if usable:
-        node = usable[0].node
-        return Given((node,), (os.stat(node).st_gid,), target)
-    if asked.accel == "auto":
-        return Given()
-    why = "; ".join(f"{one.node}: {one.trouble}" for one in found if one.trouble) or f"none in {policy.dri}"
-    raise NoRoute(
-        f"there is no GPU that a container could be given ({why})",
-        "`transcoder doctor` says what is wrong with it; --accel software measures the CPUs.",
-    )
-
-
-class _Session:
+class _Session(Session):
     """One benchmark under way."""
 
     def __init__(self, asked: Asked, rig: Rig, out: Destination, show: Show, began: float) -> None:
-        self._asked, self._rig, self._out, self._show, self._began = asked, rig, out, show, began
+        super().__init__(out, show)
+        self._asked, self._rig, self._began = asked, rig, began
         self._housed: dict[Cell, Housed] = {}
         self._working: dict[Cell, WorkingCell] = {}
         self._broker: Broker | None = None
         self._source = ""
-        self._notes: list[str] = []
-        self._result: Result
         self._argv: tuple[str, ...] = ()
         self._device = False
         self._limit = 240.0
         self._seconds: list[float] = []
-        self._others: list[float] = []
 
     @property
     def _budget(self) -> float:
@@ -245,10 +152,6 @@ class _Session:
 
     def _spent(self) -> float:
         return monotonic() - self._began
-
-    def _note(self, sentence: str) -> None:
-        self._notes.append(sentence)
-        self._show.note(sentence)
 
     def prepare(self, version: str, image: str) -> None:
         """Start the containers, make the clip, plan the work."""
@@ -364,7 +267,7 @@ class _Session:
         for cell, start in starts.items():
             self._show.phase(f"warming up {cell.name}")
             run = self._run(Run(block=0, place=0, cell=cell, warmup=True, stacks=(), start=start))
-            if self._result.device.kind == "simulated" and run.cpu_busy > BUSY:
+            if self._cpus_limit(run.cpu_busy):
                 raise MachineBusy(
                     f"the CPUs were {run.cpu_busy:.0%} busy with {cell.name}: they would be measured, and no device",
                     "Take a smaller clip or fewer stacks, or a lower rate of the device, and end what else runs here.",
@@ -420,22 +323,9 @@ class _Session:
         self._seconds.append(monotonic() - began)
 
     def _run(self, planned: Run) -> Run:
-        before, began = ticks(), monotonic()
-        seen = self._work(planned.cell)
-        after, took = ticks(), monotonic() - began
-        self._others.append(of_others(before, after, took, seen.cpu))
+        run = self._observed(planned, lambda: self._work(planned.cell))
         if planned.warmup:
-            self._refuse_trouble(planned.cell, seen, self._result.workload.frames)
-        run = planned.model_copy(
-            update={
-                "stacks": seen.stacks,
-                "cpu_busy": round(after.busy(before), 4),
-                "steal": round(after.stolen(before), 4),
-                "load": os.getloadavg()[0],
-                "throttled": seen.throttled,
-            }
-        )
-        if planned.warmup:
+            self._refuse_trouble(run.cell, run, self._result.workload.frames)
             self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
         self._show.ran(run)
         return run
@@ -446,14 +336,12 @@ class _Session:
         wishes = {**self._wishes(), "accel": self._result.workload.accel}
         return self._working[cell].run(lambda target: spec(self._source, target, wishes), limit=self._limit)
 
-    def _refuse_trouble(self, cell: Cell, seen: Seen, frames: int) -> None:
+    def _refuse_trouble(self, cell: Cell, ran: Run | Seen, frames: int) -> None:
         """A stack that fails before anything counts will fail again; later on its run is left out of the analysis."""
-        for stack in seen.stacks:
-            short = f"it made {stack.frames} of {frames} pictures" if stack.frames != frames else ""
-            if why := stack.trouble or short:
-                raise BenchmarkFailed(
-                    f"a stack of {cell.name} failed: {why}", "`transcoder doctor` and `transcoder devices` say more."
-                )
+        if why := trouble(ran, frames):
+            raise BenchmarkFailed(
+                f"a stack of {cell.name} failed: {why}", "`transcoder doctor` and `transcoder devices` say more."
+            )
 
     def blast(self) -> None:
         """Kill one container of each cell while all its stacks work."""
@@ -471,55 +359,14 @@ class _Session:
         """The whole result, which is no longer partial."""
         self._show.phase("working out what follows")
         whole = self._result.model_copy(update={"partial": False})
-        self._result = whole.model_copy(update={"verdicts": analysis.verdicts(analysis.analyse(whole), whole)})
-        self._save()
-        if others := self._crowded():
-            self._show.note(others)
-        return self._result
-
-    def broken(self, why: str) -> str | None:
-        """Keep why it ended before its time; gives the file that has what was measured, None where nothing was."""
-        if self._out.last is None:
-            return None
-        self._notes.append(f"ended before its time: {why}")
-        with suppress(TargetUnwritable):  # which may be why
-            self._save()
-        return self._out.path
+        return self._ended(verdicts=analysis.verdicts(analysis.analyse(whole), whole))
 
     def _crowded(self) -> str:
-        others = crowded(self._others)
+        others = super()._crowded()
         return others and (
             f"{others}: bare stacks and containers compete with them differently, since the kernel shares the CPUs out"
             " by control group first"
         )
-
-    def _save(self) -> None:
-        notes = (*self._notes, *filter(None, [self._crowded()]))
-        self._result = self._result.model_copy(update={"notes": notes})
-        self._out.write(self._result)
-
-
-def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
-    """The words with only the first frames of the source read: half a frame less than the next one's time."""
-    before = list(argv).index("-i")
-    return (*argv[:before], "-t", f"{(frames - 0.5) / rate:.6f}", *argv[before:])
-
-
-def too_short(frames: int) -> str:
-    """What is to be said of a clip that is shorter than a run should be."""
-    return (
-        f"the clip has only {frames} pictures, and runs should have {LEAST_FRAMES}: encoders hold many of them back, so"
-        " that start and end outweigh the rest"
-    )
-
-
-def device(plan: Mapping[str, Any]) -> Device:
-    """What encodes: the driver of the GPU in software says that it is simulated."""
-    found = plan["device"]
-    if found is None:
-        return Device(kind="software", name=f"the CPUs, by {plan['route']}")
-    simulated = "simulated" in found["driver"].lower()
-    return Device(kind="simulated" if simulated else "real", name=found["driver"], address=found["address"])
 
 
 def _pace(stack: StackRun) -> float:

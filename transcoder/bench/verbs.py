@@ -156,7 +156,7 @@ def _keeping(kept: Destination, *, json: bool, capacity: str | None = None) -> I
     """
     try:
         yield
-    except BaseException as ended:
+    except BaseException as ended:  # Ctrl-C and signals among them; it goes on its way
         if kept.last and all(run.warmup for run in kept.last.runs):
             typer.echo(f"nothing was measured yet but warm-ups, which are in {kept.path}", err=True)
         elif kept.last and json:
