@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transcoder.bench import analysis
-from transcoder.bench.analysis import Analysis, Contrast, Estimate, Metric, analyse, judge, throughput
+from transcoder.bench.analysis import Analysis, analyse
+from transcoder.bench.contrasts import Contrast, Estimate, Metric, deviation, judge, throughput
 from transcoder.bench.result import (
     Blast,
     Cell,
@@ -452,8 +453,8 @@ def test_a_quota_and_a_short_budget_are_named() -> None:
 def test_the_spread_that_fixes_the_number_of_blocks_is_the_largest() -> None:
     result = made(40, noise=0.02)
     spreads = [one.spread for one in analyse(result, RESAMPLES).contrasts if one.metric == "fps"]
-    assert analysis.deviation(result) == pytest.approx(max(spreads))
-    assert analysis.deviation(made(0)) == 0
+    assert deviation(result) == pytest.approx(max(spreads))
+    assert deviation(made(0)) == 0
 
 
 def test_a_density_is_told_for_each_packing() -> None:

@@ -21,7 +21,7 @@ from tests.conftest import MakeClip
 from tests.test_bench_run import others
 from transcoder import Client, JobSpec
 from transcoder.bench import density
-from transcoder.bench.analysis import throughput
+from transcoder.bench.contrasts import throughput
 from transcoder.bench.density import Ask, Found, Limits, Seen
 from transcoder.bench.density_runner import described, with_found
 from transcoder.bench.result import (

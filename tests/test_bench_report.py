@@ -20,8 +20,9 @@ from markdown_it.token import Token
 
 from transcoder.__main__ import main
 from transcoder.bench import files
-from transcoder.bench.analysis import Analysis, Contrast, Estimate, Metric, Row
+from transcoder.bench.analysis import Analysis
 from transcoder.bench.compare import Side, compare, ratio_of, shifts, verdict_on
+from transcoder.bench.contrasts import Contrast, Estimate, Metric, Row
 from transcoder.bench.document import Bullets, Code, Document, Heading, Paragraph, Table, html, markdown
 from transcoder.bench.plots import MARK, printable
 from transcoder.bench.report import command_line, packing, report

@@ -19,7 +19,7 @@ import pytest
 import transcoder
 from tests import gpu
 from tests.conftest import MakeClip
-from transcoder.bench import destination, engines, janitor, rig, runner, session, sources
+from transcoder.bench import design, destination, engines, janitor, rig, runner, session, sources
 from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 from transcoder.bench.engines import Container, Granted, granted
@@ -370,7 +370,7 @@ def test_a_simulated_device_is_called_so_and_its_engines_are_counted(
     gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
 ) -> None:
     simple(gpus, monkeypatch, rate=5_000_000)
-    monkeypatch.setattr(session, "BUSY", 2.0)  # other tests may load the machine meanwhile
+    monkeypatch.setattr(design, "BUSY", 2.0)  # other tests may load the machine meanwhile
     short = str(make_clip("testsrc2=s=320x180:r=25:d=1"))
     asked = runner.Asked(stacks=(2,), accel="vaapi", engine="processes", clip=short, budget=1, seconds=0.5, pilot=1)
     with display() as show:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transcoder.bench.analysis import Estimate, Verdict, judge
+from transcoder.bench.contrasts import Estimate, Verdict, judge
 from transcoder.bench.statistics import (
     FEW,
     LEAST_FORECAST,

@@ -12,7 +12,7 @@ from tests.conftest import MakeClip
 from tests.containers.stack import docker, until
 from tests.gpu import DeviceMachine
 from tests.test_bench_run import processes
-from transcoder.bench import runner, session
+from transcoder.bench import design, runner
 from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 from transcoder.bench.result import Cell, Result
@@ -75,7 +75,7 @@ def test_two_containers_and_a_bare_cell_share_the_software_gpu(
 ) -> None:
     little: dict[str, object] = {"rc": "CQP", "encode": "h264", "decode": "h264", "ten_bit": False, "vpl": False}
     device = device_machine.add("renderD128", little, rate=5_000_000)
-    monkeypatch.setattr(session, "BUSY", 2.0)  # other tests may load the machine meanwhile
+    monkeypatch.setattr(design, "BUSY", 2.0)  # other tests may load the machine meanwhile
     asked = runner.Asked(
         accel="vaapi",
         image=vaapi_image,

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from transcoder.bench.analysis import Analysis, Contrast, Estimate, Metric, Row, Verdict
+from transcoder.bench.analysis import Analysis
+from transcoder.bench.contrasts import Contrast, Estimate, Metric, Row, Verdict
 from transcoder.bench.document import Block, Bullets, Document, Heading, Paragraph, Table
 from transcoder.bench.plots import Curve, Interval, brief, difference, figures
 from transcoder.bench.report import (

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from transcoder import capacity, settings
 from transcoder.bench import clips, density, destination
-from transcoder.bench.analysis import throughput
+from transcoder.bench.contrasts import throughput
 from transcoder.bench.density import Ask, Limits, Seen
 from transcoder.bench.destination import Destination, unfinished
 from transcoder.bench.engines import Docker, engine, own

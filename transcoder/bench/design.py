@@ -13,6 +13,8 @@ from transcoder.bench.result import Cell
 from transcoder.bench.statistics import needed_blocks
 
 PILOT_BLOCKS: Final = 8
+BUSY: Final = 0.5
+"""The share of the CPUs from which a simulated device is limited by them and not by its engines."""
 
 
 @dataclass(frozen=True, slots=True)

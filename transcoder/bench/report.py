@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from transcoder.bench.analysis import (
-    LATENCY_MARGIN,
-    Analysis,
-    Contrast,
-    Metric,
-    Row,
-    asked_for,
-    packings,
-    pilot_cut,
-)
+from transcoder.bench.analysis import Analysis, packings
+from transcoder.bench.contrasts import LATENCY_MARGIN, Contrast, Metric, Row, asked_for, pilot_cut
 from transcoder.bench.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from transcoder.bench.plots import (
     NARROW,

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from transcoder.bench import analysis, clips, design
+from transcoder.bench.contrasts import deviation
 from transcoder.bench.destination import Destination, unfinished
 from transcoder.bench.engines import Docker, Processes, engine, granted, own
 from transcoder.bench.environment import environment
@@ -286,7 +287,7 @@ class _Session(Session):
             self._measure(piloted, next(orders), pilot=True)
             piloted += 1
         blocks, wanted = design.fixed_blocks(
-            analysis.deviation(self._result),
+            deviation(self._result),
             asked.margin,
             seconds=self._block(),
             left=self._left(),

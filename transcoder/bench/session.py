@@ -10,14 +10,12 @@ from time import monotonic
 from typing import Any, NoReturn, Protocol
 
 from transcoder import signals
+from transcoder.bench import design
 from transcoder.bench.destination import Destination
 from transcoder.bench.environment import crowded, of_others, ticks
 from transcoder.bench.result import Device, Result, Run
 from transcoder.bench.rig import Seen
 from transcoder.errors import TargetUnwritable, TranscoderError
-
-BUSY = 0.5
-"""The share of the CPUs from which a simulated device is limited by them and not by its engines."""
 
 LEAST_FRAMES = 100
 """An encoder holds some forty pictures back before it gives the first: shorter runs show little but that."""
@@ -68,7 +66,7 @@ class Session:
 
     def _cpus_limit(self, share: float) -> bool:
         """Whether a device is simulated by so much of the CPUs that they would be measured, and no device."""
-        return self._result.device.kind == "simulated" and share > BUSY
+        return self._result.device.kind == "simulated" and share > design.BUSY
 
     def _save(self, **found: object) -> None:
         """Put the result in its file, with what was found since."""

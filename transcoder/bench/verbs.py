@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from transcoder.bench.analysis import Analysis, Contrast
+    from transcoder.bench.analysis import Analysis
+    from transcoder.bench.contrasts import Contrast
     from transcoder.bench.destination import Destination
     from transcoder.bench.document import Document
     from transcoder.bench.result import Result
