@@ -25,13 +25,13 @@ from benchmarks import machine_room
 from benchmarks.figures import quantile
 from tests import services, values
 from transcoder import placement, queue, scout
+from transcoder.heart import TEND
 from transcoder.ledger import STEPS, Claimed, Ledger, Report, Told
 from transcoder.machine import SOFTWARE, Machine
 from transcoder.plan import plan
 from transcoder.settings import Settings
 from transcoder.slots import Capacity, Slots
 from transcoder.spec import SCHEMA, JobSpec, read
-from transcoder.worker import TEND
 
 SLOWER = float(Settings.model_fields["software_slower"].default)
 ERROR = 0.3

@@ -24,6 +24,8 @@ from transcoder.command import Command, Route
 from transcoder.errors import InputMissing, JobCancelled, NoRoute, NoRouteWorked, TranscoderError, TransitionRefused
 from transcoder.events import Event, FellBack, Probing, Published, Timings
 from transcoder.faults import FaultClass
+from transcoder.heart import Heart
+from transcoder.held import Equipment, Held, Share
 from transcoder.ledger import Claimed, Ledger, Report, Told, connect
 from transcoder.machine import Ability, Build, Device, Machine
 from transcoder.metrics import Metrics
@@ -33,7 +35,6 @@ from transcoder.slots import Slots
 from transcoder.space import Space
 from transcoder.spec import SCHEMA
 from transcoder.station import Post, Station
-from transcoder.worker import Held
 
 pytestmark = pytest.mark.slow
 
@@ -311,8 +312,8 @@ class Parts:
     """A worker's parts on a real ledger; nothing beats unless a test lets it."""
 
     ledger: Ledger
-    heart: worker.Heart
-    equipped: "Future[worker.Equipment]"
+    heart: Heart
+    equipped: "Future[Equipment]"
     worker: worker.Worker
 
     def submit(self, job_id: str = "a", **fields: Any) -> None:
@@ -325,15 +326,15 @@ class Parts:
     @classmethod
     def on(cls, redis: services.Redis, machine: Machine = NOTHING, serves: Serves = "software") -> "Parts":
         ledger = Ledger(redis.url)
-        heart = worker.Heart(ledger, "me")
-        equipped: Future[worker.Equipment] = Future()
+        heart = Heart(ledger, "me")
+        equipped: Future[Equipment] = Future()
         station = Station(Post("me", None, serves, 1), Policy(("/media",)), Rules())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("transcoder.station.survey_devices", lambda *_: machine)
             station.open(machine)
             station.look_closer(machine, None)
-        share = worker.Share(Slots(connect(redis.url)), Budgets(1, 1, 1, 1, 1), Space(connect(redis.url)))
-        equipped.set_result(worker.Equipment(station, share, Metrics("0", "7.1")))
+        share = Share(Slots(connect(redis.url)), Budgets(1, 1, 1, 1, 1), Space(connect(redis.url)))
+        equipped.set_result(Equipment(station, share, Metrics("0", "7.1")))
         return cls(ledger, heart, equipped, worker.Worker(ledger, heart, equipped, Policy(("/media",))))
 
     def holds(self, job_id: str = "a") -> Held:

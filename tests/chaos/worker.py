@@ -18,7 +18,7 @@ from typing import Any
 
 from transcoder import __main__ as product
 from transcoder import ffmpeg, job, publish
-from transcoder.worker import Held
+from transcoder.held import Held
 
 TRAPS = Path(os.environ["CHAOS_TRAPS"])
 INTO_ENCODING = 0.12
