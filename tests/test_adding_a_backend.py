@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from transcoder.errors import NoRoute
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import json
@@ -55,6 +57,18 @@ def test_a_backend_is_one_file(package: Path) -> None:
     assert told["required"] == ["nvenc-encode"]
     assert told["unproven"] == ["software"]
     assert "h264_nvenc" in told["argv"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_knows_it(package: Path) -> None:
+    def asked(accel: str) -> subprocess.CompletedProcess[str]:
+        words = ["bench", "topology", "--engine", "processes", "--accel", accel, "--seconds", "0.1", "--out", "it.json"]
+        command = [sys.executable, "-m", "transcoder", *words]
+        return subprocess.run(command, cwd=package, capture_output=True, text=True, check=False, timeout=100)
+
+    unknown, lacking = asked("nothing"), asked("nvenc")
+    assert (unknown.returncode, lacking.returncode) == (2, NoRoute.exit_code), lacking.stderr
+    assert "one of vaapi, qsv, nvenc, software, auto" in " ".join(unknown.stderr.replace("│", " ").split())
 
 
 @pytest.mark.slow

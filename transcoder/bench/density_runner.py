@@ -18,7 +18,7 @@ from transcoder.bench.destination import Destination, unfinished
 from transcoder.bench.engines import Docker, engine, own
 from transcoder.bench.environment import crowded, environment
 from transcoder.bench.hardware import hardware
-from transcoder.bench.result import Accel, Cell, Density, Design, Engine, Level, Result, Run, Workload
+from transcoder.bench.result import Cell, Density, Design, Engine, Level, Result, Run, Workload
 from transcoder.bench.rig import Housed, Rig, opened
 from transcoder.bench.session import (
     LEAST_FRAMES,
@@ -49,7 +49,8 @@ _SLOWEST = 0.05
 class Asked:
     """What a user asks. `seconds` of the clip are what each stream makes in a run, which takes as long at N streams."""
 
-    accel: Accel | Literal["auto"] = "auto"
+    accel: str = "auto"
+    """The name of a backend; `auto` is that of the GPU where there is one."""
     engine: Engine = "docker"
     image: str | None = None
     clip: str | None = None

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from transcoder import devices, settings
-from transcoder.bench.engines import granted
-from transcoder.bench.result import Accel
+from transcoder.bench.engines import TARGETS, granted
 from transcoder.errors import NoRoute
 
 
@@ -22,7 +20,7 @@ class Given:
     target: str = "software"
 
 
-def hardware(accel: Accel | Literal["auto"], options: Sequence[str]) -> Given:
+def hardware(accel: str, options: Sequence[str]) -> Given:
     """The GPU for the cells: what the user's words for `docker run` name, else the first here that opens.
 
     Raises:
@@ -30,7 +28,7 @@ def hardware(accel: Accel | Literal["auto"], options: Sequence[str]) -> Given:
     """
     if accel == "software":
         return Given()
-    target = "qsv" if accel == "qsv" else "vaapi"
+    target = accel if accel in TARGETS else "vaapi"
     named = [what for what, _ in granted(options).devices]
     if named:
         return Given((), tuple(sorted({os.stat(node).st_gid for node in named})), target)

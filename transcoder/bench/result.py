@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA: Final = 1
 
-Accel = Literal["software", "vaapi", "qsv"]
+Accel = Annotated[str, Field(pattern="^[a-z0-9]{1,20}$")]
+"""The name of a backend."""
+
 DeviceKind = Literal["real", "simulated", "software"]
 Engine = Literal["docker", "podman", "processes"]
 Profile = Literal["quick", "full", "gpu"]

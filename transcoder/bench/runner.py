@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 from transcoder.bench import analysis, clips, design
 from transcoder.bench.contrasts import deviation
@@ -17,7 +17,7 @@ from transcoder.bench.destination import Destination, unfinished
 from transcoder.bench.engines import Docker, Processes, engine, granted, own
 from transcoder.bench.environment import environment
 from transcoder.bench.hardware import hardware
-from transcoder.bench.result import Accel, Blast, Cell, Design, Profile, Result, Run, StackRun, Workload
+from transcoder.bench.result import Blast, Cell, Design, Profile, Result, Run, StackRun, Workload
 from transcoder.bench.result import Engine as EngineName
 from transcoder.bench.rig import Housed, Rig, Seen, blast, opened
 from transcoder.bench.session import (
@@ -68,7 +68,8 @@ class Asked:
 
     profile: Profile = "quick"
     stacks: tuple[int, ...] | None = None
-    accel: Accel | Literal["auto"] = "auto"
+    accel: str = "auto"
+    """The name of a backend; `auto` is that of the GPU where there is one."""
     engine: EngineName = "docker"
     image: str | None = None
     clip: str | None = None

@@ -16,6 +16,7 @@ from transcoder.bench.environment import crowded, of_others, ticks
 from transcoder.bench.result import Device, Result, Run
 from transcoder.bench.rig import Seen
 from transcoder.errors import TargetUnwritable, TranscoderError
+from transcoder.machine import SOFTWARE
 
 LEAST_FRAMES = 100
 """An encoder holds some forty pictures back before it gives the first: shorter runs show little but that."""
@@ -156,7 +157,9 @@ def too_short(frames: int) -> str:
 def device(plan: Mapping[str, Any]) -> Device:
     """What encodes: the driver of the GPU in software says that it is simulated."""
     found = plan["device"]
-    if found is None:
+    if plan["accel"] == SOFTWARE:
         return Device(kind="software", name=f"the CPUs, by {plan['route']}")
+    if found is None:  # a backend whose device is no render node
+        return Device(kind="real", name=plan["route"])
     simulated = "simulated" in found["driver"].lower()
     return Device(kind="simulated" if simulated else "real", name=found["driver"], address=found["address"])

@@ -25,9 +25,24 @@ app = typer.Typer(
 )
 
 
+def _backend(name: str) -> str:
+    """The name of a backend, or auto."""
+    from transcoder import backends
+
+    known = [*(backend.API for backend in backends.every()), "auto"]
+    if name not in known:
+        raise typer.BadParameter(f"one of {', '.join(known)}, not {name!r}")
+    return name
+
+
 Accel = Annotated[
-    Literal["vaapi", "qsv", "software", "auto"],
-    typer.Option("--accel", help="What encodes; `auto` is the GPU where there is one, and for `--profile gpu`."),
+    str,
+    typer.Option(
+        "--accel",
+        metavar="API",
+        callback=_backend,
+        help="What encodes: vaapi, qsv, software, or `auto`: the GPU where there is one, and for `--profile gpu`.",
+    ),
 ]
 Engine = Annotated[
     Literal["docker", "podman", "processes"],
