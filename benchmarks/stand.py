@@ -36,6 +36,7 @@ class Stand:
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)
+        material.FOLDER.mkdir(parents=True, exist_ok=True)
         self.roots = (self.folder, clips.FOLDER, material.FOLDER)
         self.policy = Policy(roots=tuple(map(str, self.roots)))
         self.machine: Machine = survey(self.policy, str(self.folder / "cache"))

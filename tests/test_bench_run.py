@@ -536,6 +536,10 @@ class TestWords:
         words = session.cut(["ffmpeg", "-i", "clip", "out"], 25, 25.0)
         assert words == ("ffmpeg", "-t", "0.980000", "-i", "clip", "out")
 
+    def test_a_run_in_which_a_container_is_killed_reads_its_source_no_faster_than_said(self) -> None:
+        words = session.paced(["ffmpeg", "-t", "2", "-i", "clip", "out"], 0.5)
+        assert words == ("ffmpeg", "-t", "2", "-readrate", "0.500000", "-i", "clip", "out")
+
 
 def test_json_is_the_result_and_nothing_else(clip: Path, tmp_path: Path) -> None:
     words = command(*SHORT, "--budget", "1", "--pilot", "1", "--clip", clip, "--out", tmp_path / "r.json", "--json")

@@ -10,7 +10,15 @@ import hypothesis.strategies as st
 import pytest
 import redis as redis_py
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests import services
 from transcoder import queue
@@ -23,7 +31,20 @@ from transcoder.errors import (
     TokenConflict,
     TransitionRefused,
 )
-from transcoder.ledger import ALIVE, FINISHED, TRANSITIONS, Claimed, Hop, Ledger, Newer, Report, Told, safe, targets_of
+from transcoder.ledger import (
+    ALIVE,
+    FINISHED,
+    TRANSITIONS,
+    Claimed,
+    Hop,
+    Ledger,
+    Newer,
+    Place,
+    Report,
+    Told,
+    safe,
+    targets_of,
+)
 from transcoder.placement import queue_name
 from transcoder.spec import SCHEMA, JobSpec, Output, Video
 
@@ -102,6 +123,100 @@ def test_a_claim_whose_answer_was_lost_gives_the_same_job_again(ledger: Ledger) 
     assert ledger.record("a").fields["attempt"] == "1"
 
 
+def send(ledger: Ledger, job_id: str, priority: int, policy: str) -> None:
+    submit(ledger, job_id, asked(f"/media/{job_id}.mp4", priority=priority, acceleration={"policy": policy}))
+
+
+def test_a_free_place_takes_the_most_urgent_job_and_hardware_before_software(ledger: Ledger) -> None:
+    live(ledger, "me", HW, SOFTWARE)
+    for job_id, priority, policy in [
+        *(("d", 5, "never"), ("b", 5, "prefer"), ("c", 5, "prefer")),
+        *(("e", 0, "prefer"), ("a", 9, "never"), ("f", 0, "never")),
+    ]:
+        send(ledger, job_id, priority, policy)
+    order = []
+    while taken := ledger.take_next(Place("me", [HW, SOFTWARE], SCHEMA)):
+        job_id, claimed = taken
+        assert isinstance(claimed, Claimed)
+        assert (claimed.fence, state(ledger, job_id)) == (1, "running")
+        order.append(job_id)
+    assert order == list("abcdef")
+
+
+def test_a_free_place_takes_nothing_of_other_queues(ledger: Ledger, plain: redis_py.Redis) -> None:
+    send(ledger, "a", 5, "never")
+    assert ledger.take_next(Place("me", [HW], SCHEMA)) is None
+    assert (state(ledger, "a"), messages(plain)) == ("queued", 1)
+
+
+def test_a_free_place_passes_over_messages_that_name_no_job_to_be_done(ledger: Ledger, plain: redis_py.Redis) -> None:
+    for job_id in "abcd":
+        send(ledger, job_id, 5, "never")
+    claim(ledger, "a", "another")
+    ledger.cancel("b")
+    plain.rpush(SOFTWARE, "no message at all")
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA)) == ("c", Claimed(asked_json(ledger, "c"), 1, SOFTWARE))
+    assert messages(plain) == 1
+
+
+def asked_json(ledger: Ledger, job_id: str) -> str:
+    return ledger.record(job_id).fields["spec"]
+
+
+def test_a_free_place_looks_at_a_bounded_number_of_messages(ledger: Ledger, plain: redis_py.Redis) -> None:
+    plain.lpush(SOFTWARE, *["nothing"] * 60)
+    send(ledger, "a", 5, "never")
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA)) is None
+    assert messages(plain) == 11
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA))
+
+
+def test_a_free_place_whose_answer_was_lost_gets_the_same_job_again(ledger: Ledger, plain: redis_py.Redis) -> None:
+    send(ledger, "a", 5, "never")
+    send(ledger, "b", 5, "never")
+    words = {"queues": [SOFTWARE], "owner": "me", "schema": SCHEMA, "claim": "once"}
+    assert ledger._change("take_next", **words) == ledger._change("take_next", **words)
+    assert (state(ledger, "a"), state(ledger, "b"), messages(plain)) == ("running", "queued", 1)
+    [key] = plain.keys("transcoder:claim:*")
+    assert 0 < plain.ttl(key) <= 60, "what was answered is not kept for ever"
+
+
+def test_the_place_of_a_job_that_ends_takes_the_next_one_in_the_same_step(ledger: Ledger) -> None:
+    for job_id in "ab":
+        send(ledger, job_id, 5, "never")
+    place = Place("me", [SOFTWARE], SCHEMA)
+    first = ledger.take_next(place)
+    assert first
+    assert first[0] == "a"
+    second = Place("me", [SOFTWARE], SCHEMA)
+    followed = ledger.finish(Report("a", 1), "published", result={}, place=second)
+    assert followed == ("b", Claimed(asked_json(ledger, "b"), 1, SOFTWARE))
+    assert ledger.finish(Report("a", 1), "published", result={}, place=second) == followed, "where the answer was lost"
+    assert (state(ledger, "a"), state(ledger, "b")) == ("published", "running")
+    assert ledger.finish(Report("b", 1), "failed", error={}, place=Place("me", [SOFTWARE], SCHEMA)) is None
+
+
+def test_the_place_of_a_job_that_was_taken_away_gets_none_with_the_refusal(ledger: Ledger) -> None:
+    for job_id in "ab":
+        send(ledger, job_id, 5, "never")
+    ledger.hand_back("a", claim(ledger, "a").fence, "so")
+    with pytest.raises(TransitionRefused):
+        ledger.finish(Report("a", 1), "published", result={}, place=Place("me", [SOFTWARE], SCHEMA))
+    assert state(ledger, "b") == "queued"
+
+
+def test_a_free_place_is_told_of_a_newer_schema(ledger: Ledger) -> None:
+    newer = asked(acceleration={"policy": "never"}).model_copy(update={"schema_version": SCHEMA + 1})
+    submit(ledger, "a", newer)
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA)) is None
+    ledger._redis.lpush(SOFTWARE, queue.message("a", 5).text)
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA)) == (
+        "a",
+        Newer(SCHEMA + 1, queue_name("software", SCHEMA + 1)),
+    )
+    assert state(ledger, "a") == "queued"
+
+
 def test_a_newer_schema_is_left_as_it_is(ledger: Ledger) -> None:
     submit(ledger, "a", asked(priority=7).model_copy(update={"schema_version": SCHEMA + 1}))
     assert ledger.claim("a", "me", SCHEMA) == Newer(SCHEMA + 1, queue_name("hw.h264", SCHEMA + 1))
@@ -126,7 +241,7 @@ def test_a_job_handed_back_waits_again_and_the_old_holder_is_refused(ledger: Led
     assert messages(plain) == 2
     second = claim(ledger, "a", "another")
     assert second.fence == first.fence + 1
-    late: list[Callable[[], None]] = [
+    late: list[Callable[[], object]] = [
         lambda: ledger.finish(Report("a", first.fence), "published", result={}),
         lambda: ledger.hand_back("a", first.fence, "late"),
         lambda: ledger.still_ours("a", first.fence),
@@ -659,10 +774,27 @@ class Lives(RuleBasedStateMachine):
         free = self.states[job_id] == "queued" and not self.is_for_another(job_id, owner)
         assert (claimed is not None) == free, "no worker gets back what it handed on, while another may take it"
         if isinstance(claimed, Claimed):
-            self.states[job_id] = "running"
-            self.attempts[job_id] += 1
-            self.owners[job_id] = owner
-            assert claimed.fence == self.attempts[job_id]
+            self.begin(job_id, owner, claimed)
+        return job_id, self.attempts[job_id]
+
+    def begin(self, job_id: str, owner: str, claimed: Claimed) -> None:
+        self.states[job_id] = "running"
+        self.attempts[job_id] += 1
+        self.owners[job_id] = owner
+        assert claimed.fence == self.attempts[job_id]
+
+    @rule(target=fences, owner=OWNERS, queues=st.permutations([HW, SOFTWARE]), both=st.booleans())
+    def take_next(self, owner: str, queues: list[str], both: bool) -> Any:
+        queues = queues if both else queues[:1]
+        free = {one for one, now in self.states.items() if now == "queued" and not self.is_for_another(one, owner)}
+        taken = self.ledger.take_next(Place(owner, queues, SCHEMA))
+        if taken is None:
+            assert not free & {one for name in queues for one in self.ledger._named(name)}
+            return multiple()
+        job_id, claimed = taken
+        assert job_id in free
+        assert isinstance(claimed, Claimed)
+        self.begin(job_id, owner, claimed)
         return job_id, self.attempts[job_id]
 
     def is_for_another(self, job_id: str, owner: str) -> bool:

@@ -21,13 +21,22 @@ from transcoder import Client, JobSpec, Status, placement, queue, worker
 from transcoder.breaker import Rules
 from transcoder.capacity import Budgets
 from transcoder.command import Command, Route
-from transcoder.errors import InputMissing, JobCancelled, NoRoute, NoRouteWorked, TranscoderError, TransitionRefused
+from transcoder.errors import (
+    BrokerUnavailable,
+    InputMissing,
+    JobCancelled,
+    NoRoute,
+    NoRouteWorked,
+    TranscoderError,
+    TransitionRefused,
+)
 from transcoder.events import Event, FellBack, Probing, Published, Timings
 from transcoder.faults import FaultClass
 from transcoder.heart import Heart
 from transcoder.held import Equipment, Held, Share
 from transcoder.ledger import Claimed, Ledger, Report, Told, connect
 from transcoder.machine import Ability, Build, Device, Machine
+from transcoder.manifest import Attempt
 from transcoder.metrics import Metrics
 from transcoder.placement import Serves, queue_name
 from transcoder.policy import Policy
@@ -362,6 +371,53 @@ def test_a_bug_fails_the_job_and_not_the_worker(parts: Parts, monkeypatch: pytes
     assert parts.fields()["state"] == "failed"
     assert '"kind": "unexpected"' in parts.fields()["error"]
     assert "ZeroDivisionError: oh" in parts.fields()["error"]
+
+
+def noted(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The jobs that a worker whose place serves software has done, each in no time."""
+    done: list[str] = []
+
+    def make(_: object, attempt: Attempt, *__: object) -> Published:
+        done.append(attempt.job_id)
+        return Published(Route("software", "software"), (), "", Timings())
+
+    monkeypatch.setattr(worker, "transcode", make)
+    words = (parts.ledger, parts.heart, parts.equipped, Policy(("/media",)))
+    parts.worker = worker.Worker(*words, served=lambda: [queue.DEFAULT])
+    return done
+
+
+def test_a_place_goes_from_job_to_job_while_any_waits(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = noted(parts, monkeypatch)
+    for job_id, priority in (("a", 5), ("b", 5), ("c", 9)):
+        parts.submit(job_id, priority=priority, acceleration={"policy": "never"})
+    parts.worker.run("a")
+    assert done == ["a", "c", "b"]
+    assert {parts.fields(job_id)["state"] for job_id in done} == {"published"}
+
+
+def test_a_place_takes_no_other_job_once_its_worker_is_told_to_end(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = noted(parts, monkeypatch)
+    monkeypatch.setattr(queue, "leaving", lambda: bool(done))
+    for job_id in "ab":
+        parts.submit(job_id, acceleration={"policy": "never"})
+    parts.worker.run("a")
+    assert (done, parts.fields("b")["state"]) == (["a"], "queued")
+
+
+def test_a_place_leaves_the_next_job_to_celery_while_redis_is_away(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise BrokerUnavailable("away")
+
+    done = noted(parts, monkeypatch)
+    monkeypatch.setattr(parts.ledger, "take_next", away)
+    parts.submit("a", acceleration={"policy": "never"})
+    parts.worker.run("a")
+    assert (done, parts.fields("a")["state"]) == (["a"], "published")
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:

@@ -39,7 +39,7 @@ from transcoder.events import (
     phase,
 )
 from transcoder.faults import FaultClass, blames_device
-from transcoder.ledger import Claimed, Ledger, Report
+from transcoder.ledger import Claimed, Following, Ledger, Place, Report
 from transcoder.machine import SOFTWARE
 from transcoder.slots import Capacity, Slots
 from transcoder.space import Space
@@ -112,10 +112,13 @@ class Held:
         *,
         lost_workers: int = 10,
         over: threading.Event | None = None,
+        place: Callable[[], Place | None] = lambda: None,
     ) -> None:
         self.queue = claimed.queue
         self.why_stopped = "cancelled"
         self._over = over
+        self._place = place
+        self.following: Following | None = None
         self._eta: float | None = None
         self._doubts = 0
         self._before, self._crashes = claimed.before, 0
@@ -217,9 +220,16 @@ class Held:
         """Ask Redis, and wait for its answer: a worker cannot tell an outage from being cut off."""
         patiently(lambda: self._ledger.still_ours(self.job_id, self.fence), self._stop)
 
-    def finish(self, state: str, **ending: dict[str, object]) -> None:
-        """Record the end; waits while Redis is away, unless the worker ends."""
-        patiently(lambda: self._ledger.finish(self.report(), state, **ending), over=self._over)
+    def finish(
+        self, state: str, result: Mapping[str, object] | None = None, error: Mapping[str, object] | None = None
+    ) -> None:
+        """Record the end, and let the place that it leaves take its next job, which is `following`, if it takes any.
+
+        Waits while Redis is away, unless the worker ends.
+        """
+        place = self._place()
+        end = partial(self._ledger.finish, state=state, result=result, error=error, place=place)
+        self.following = patiently(lambda: end(self.report()), over=self._over)
 
     def hand_back(self, why: str) -> None:
         """Let another worker have it; nothing of it is left here."""

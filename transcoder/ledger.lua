@@ -4,7 +4,7 @@
 -- SILENT (seconds that a silent worker is still listed), CLEARLY and EARLY (how much shorter a job must be than
 -- hardware's backlog to go to software, and how much longer that must be than a job that waits for its turn), FRONT (jobs
 -- that are brought to the front at a time), ARRANGED (seconds between two looks at the order of the queues), STEPS (what
--- follows a queue's name in those of its lists).
+-- follows a queue's name in those of its lists), REPEATED (seconds in which a question may come a second time).
 -- Every operation answers with a word first: 'ok', or why it was refused. Times are Redis' own, in seconds of Unix time.
 
 local clock = redis.call('TIME')
@@ -19,7 +19,6 @@ local function prefer_key(queue) return 'transcoder:prefer:' .. queue end
 local function effort_key(queue) return 'transcoder:effort:' .. queue end
 local function movable_key(queue) return 'transcoder:movable:' .. queue end
 local function serving_key(queue) return 'transcoder:serving:' .. queue end
-local function worker_key(owner) return 'transcoder:worker:' .. owner end
 local function message_key(id) return 'transcoder:message:' .. id end
 local function target_key(digest) return 'transcoder:target:' .. digest end
 local function token_key(digest) return 'transcoder:token:' .. digest end
@@ -31,21 +30,188 @@ local function alive(id) redis.call('ZADD', 'transcoder:heartbeats', pulse(), id
 
 local function field(id, name) return redis.call('HGET', job_key(id), name) end
 local function finished(state) return next(LEGAL[state]) == nil end
+
+local function note(id, time, what, detail)
+  local lines = redis.call('RPUSH', history_key(id), cjson.encode({time, what, detail or ''}))
+  if lines > HISTORY then redis.call('LTRIM', history_key(id), -HISTORY, -1) end
+end
+
+-- What a worker reports of a job: the fields of its record that are new. Phases that began since its last word,
+-- {{name, seconds ago, detail}, ...}, go into the history.
+local function reported(job)
+  for _, begun in ipairs(job.phases) do note(job.id, now - begun[2], begun[1], begun[3]) end
+  local last, fields = job.phases[#job.phases], {}
+  if last then fields = {'phase', last[1], 'detail', last[3]} end
+  for _, name in ipairs({'progress', 'effort', 'result', 'error'}) do
+    if job[name] then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = job[name]
+    end
+  end
+  return fields
+end
+
+-- the index of a final state forgets what has expired, a bounded number at a time
+local function prune(state)
+  local gone = redis.call('ZRANGEBYSCORE', state_key(state), '-inf', now - RETENTION, 'LIMIT', 0, AT_ONCE)
+  for _, id in ipairs(gone) do
+    redis.call('ZREM', state_key(state), id)
+    redis.call('ZREM', 'transcoder:jobs', id)
+  end
+end
+
+-- nothing is kept of a finished job but its record, and that for a while
+local function retire(id, state)
+  local targets, token = unpack(redis.call('HMGET', job_key(id), 'targets', 'token'))
+  for _, digest in ipairs(cjson.decode(targets or '[]')) do
+    if redis.call('GET', target_key(digest)) == id then redis.call('DEL', target_key(digest)) end
+  end
+  redis.call('DEL', message_key(id))
+  redis.call('ZREM', 'transcoder:aside', id)
+  redis.call('ZREM', 'transcoder:later', id)
+  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried', 'once', 'again')
+  if token then redis.call('EXPIRE', token_key(token), RETENTION) end
+  redis.call('EXPIRE', job_key(id), RETENTION)
+  redis.call('EXPIRE', history_key(id), RETENTION)
+  prune(state)
+end
+
+local wait_in
+
+local function weigh_out(id, queue, effort)
+  if redis.call('ZREM', effort_key(queue), id) == 1 then
+    redis.call('HINCRBY', 'transcoder:backlog', queue, '-' .. effort)
+  end
+  redis.call('ZREM', movable_key(queue), id)
+end
+
+local function wait_no_more(id, queue, effort)
+  if effort then weigh_out(id, queue, effort) end
+  redis.call('ZREM', waiting_key(queue), id)
+  redis.call('ZREM', prefer_key(queue), id)
+  redis.call('ZREM', 'transcoder:rising', id)
+end
+
+local function paused(queue) return redis.call('SISMEMBER', 'transcoder:paused', queue) == 1 end
+
+local function live(queue) return redis.call('ZCOUNT', serving_key(queue), now - ALIVE, '+inf') end
+
+local function has_tried(id, owner)
+  for _, other in ipairs(cjson.decode(field(id, 'tried') or '[]')) do
+    if other == owner then return true end
+  end
+  return false
+end
+
+-- whether a live worker serves the queue that has not handed the job on
+local function another_serves(id, queue)
+  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', serving_key(queue), now - ALIVE, '+inf')) do
+    if not has_tried(id, owner) then return true end
+  end
+  return false
+end
+
+-- The one way from state to state, with fields of the record that are set in passing; answers with the refusal, or nil
+-- when it is done.
+local function move(id, to, detail, fields)
+  local from, queue, effort = unpack(redis.call('HMGET', job_key(id), 'state', 'queue', 'effort'))
+  if not from then return {'unknown'} end
+  if not LEGAL[from][to] then return {'refused', from} end
+  redis.call('HSET', job_key(id), 'state', to, 'updated', at(now), unpack(fields or {}))
+  redis.call('ZREM', state_key(from), id)
+  redis.call('ZADD', state_key(to), at(now), id)
+  if from == 'queued' then wait_no_more(id, queue, effort) end
+  if from == 'running' then redis.call('ZREM', 'transcoder:heartbeats', id) end
+  if to == 'queued' then wait_in(id, queue) end
+  note(id, now, to, detail)
+  if finished(to) then
+    redis.call('HSET', job_key(id), 'finished', at(now))
+    retire(id, to)
+  end
+end
+
+-- nil when the job runs under this fencing number, otherwise the refusal
+local function not_held(id, fence)
+  local state, attempt = unpack(redis.call('HMGET', job_key(id), 'state', 'attempt'))
+  if not state then return {'unknown'} end
+  if state ~= 'running' or attempt ~= fence then return {'refused', state, attempt} end
+end
+
+local operations = {}
+
+-- The job for its new holder, or why not; once more where the answer was lost on the way and the claim is repeated.
+local function claim(id, ask)
+  local state, schema, queue, word, again, cancel, tried = unpack(redis.call('HMGET', job_key(id), 'state', 'schema',
+    'queue', 'claim', 'again', 'cancel', 'tried'))
+  if state ~= 'running' or word ~= ask.claim then
+    -- doubled, late, or of a job that is gone; or it is not time yet
+    if state ~= 'queued' or again then return {'none'} end
+    -- one that only has to be brought to its end is no trouble; the others' messages come again when they are missed
+    if paused(queue) and not cancel then return {'none'} end
+    if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
+    -- It handed the job on: another shall have it, as soon as one has a place. Where that one is gone by now the job
+    -- would wait for nobody: then this one tries again, or says that it cannot be done.
+    if tried and has_tried(id, ask.owner) and another_serves(id, queue) then
+      redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
+      return {'none'}
+    end
+    redis.call('HINCRBY', job_key(id), 'attempt', 1)
+    move(id, 'running', ask.owner, {'owner', ask.owner, 'claim', ask.claim, 'started', at(now), 'heartbeat', at(now),
+      'phase', 'probing'})
+    alive(id)
+  end
+  local spec, attempt, paths, lost, put_off, crashes, careful = unpack(redis.call('HMGET', job_key(id), 'spec',
+    'attempt', 'paths', 'lost', 'put_off', 'crashes', 'careful'))
+  return {'ok', spec, attempt, queue, paths or '[]', lost or 0, put_off or 0, crashes or 0, careful or 0}
+end
+
+function operations.claim(ask) return claim(ask.id, ask) end
+
+-- The next job for a place that has become free, from the message that it would get by asking the lists of these queues:
+-- the more urgent list first, and among equals the queue that is named first. Messages that name no job to be done are
+-- taken off, a bounded number of them. Where the answer is lost on the way the repetition gets the same job.
+local function take_next(ask)
+  local taken_key = 'transcoder:claim:' .. ask.claim
+  local before = redis.call('GET', taken_key)
+  if before then return {'ok', before, claim(before, ask)} end
+  local seen = 0
+  for _, step in ipairs(STEPS) do
+    for _, queue in ipairs(ask.queues) do
+      while seen < AT_ONCE do
+        local text = redis.call('RPOP', queue .. step)
+        if not text then break end
+        seen = seen + 1
+        local id = text:match('"id": "(%w+)%.')
+        local answer = id and claim(id, ask) or {'none'}
+        if answer[1] ~= 'none' then
+          redis.call('SET', taken_key, id, 'EX', REPEATED)
+          return {'ok', id, answer}
+        end
+      end
+    end
+  end
+  return {'none'}
+end
+
+function operations.take_next(ask) return take_next(ask) end
+
+-- the end of a running job; with `place` the place that it leaves gets the next one
+function operations.finish(ask)
+  local refusal = not_held(ask.id, ask.fence) or move(ask.id, ask.state, nil, reported(ask))
+  local again = refusal and refusal[2] == ask.state and refusal[3] == ask.fence -- by a connection that broke
+  if refusal and not again then return refusal end
+  return ask.place and take_next(ask.place) or {'ok'}
+end
+
+-- A script makes its functions anew at every call: those above are all that a job needs to begin and to end.
+if operations[ARGV[1]] then return operations[ARGV[1]](cjson.decode(ARGV[2])) end
+
+local function worker_key(owner) return 'transcoder:worker:' .. owner end
+local function live_workers() return redis.call('ZRANGEBYSCORE', 'transcoder:workers', now - ALIVE, '+inf') end
+
 local function unfinished(id)
   local state = field(id, 'state')
   return state and not finished(state)
-end
-
-local function note(id, time, what, detail)
-  redis.call('RPUSH', history_key(id), cjson.encode({time, what, detail or ''}))
-  redis.call('LTRIM', history_key(id), -HISTORY, -1)
-end
-
--- phases that began since the last word from the worker: {{name, seconds ago, detail}, ...}
-local function note_phases(id, phases)
-  for _, begun in ipairs(phases) do note(id, now - begun[2], begun[1], begun[3]) end
-  local last = phases[#phases]
-  if last then redis.call('HSET', job_key(id), 'phase', last[1], 'detail', last[3]) end
 end
 
 -- the first of the targets that another unfinished job has, and that job
@@ -67,39 +233,6 @@ local function take(id, targets)
   if #mine > 0 then redis.call('HSET', job_key(id), 'targets', cjson.encode(mine)) end
 end
 
-local function release(id)
-  for _, digest in ipairs(cjson.decode(field(id, 'targets') or '[]')) do
-    if redis.call('GET', target_key(digest)) == id then redis.call('DEL', target_key(digest)) end
-  end
-end
-
--- the indexes forget what has expired, a bounded number at a time
-local function prune()
-  for state, ways_out in pairs(LEGAL) do
-    if next(ways_out) == nil then
-      local gone = redis.call('ZRANGEBYSCORE', state_key(state), '-inf', now - RETENTION, 'LIMIT', 0, 50)
-      for _, id in ipairs(gone) do
-        redis.call('ZREM', state_key(state), id)
-        redis.call('ZREM', 'transcoder:jobs', id)
-      end
-    end
-  end
-end
-
-local function retire(id)
-  release(id)
-  redis.call('DEL', message_key(id))
-  redis.call('ZREM', 'transcoder:aside', id)
-  redis.call('ZREM', 'transcoder:later', id)
-  redis.call('HDEL', job_key(id), 'targets', 'paths', 'unfenced', 'claim', 'cancel', 'tried', 'once', 'again')
-  redis.call('HSET', job_key(id), 'finished', at(now))
-  local token = field(id, 'token')
-  if token then redis.call('EXPIRE', token_key(token), RETENTION) end
-  redis.call('EXPIRE', job_key(id), RETENTION)
-  redis.call('EXPIRE', history_key(id), RETENTION)
-  prune()
-end
-
 -- What waits and is known in size is indexed by that, and all of it together is counted: `movable` are those of `prefer`
 -- that wait for hardware.
 local function weigh_in(id, queue, effort, movable)
@@ -109,15 +242,8 @@ local function weigh_in(id, queue, effort, movable)
   if movable then redis.call('ZADD', movable_key(queue), effort, id) end
 end
 
-local function weigh_out(id, queue, effort)
-  if redis.call('ZREM', effort_key(queue), id) == 1 then
-    redis.call('HINCRBY', 'transcoder:backlog', queue, '-' .. effort)
-  end
-  redis.call('ZREM', movable_key(queue), id)
-end
-
 -- `prefer` jobs that wait for hardware have an index of their own: those of `require` before them never hop
-local function wait_in(id, queue)
+function wait_in(id, queue)
   local policy, software, effort = unpack(redis.call('HMGET', job_key(id), 'policy', 'software', 'effort'))
   local movable = policy == 'prefer' and queue ~= software
   redis.call('SADD', 'transcoder:queues', queue)
@@ -127,15 +253,6 @@ local function wait_in(id, queue)
   if effort then weigh_in(id, queue, effort, movable)
   elseif movable then redis.call('ZADD', prefer_key(queue), at(now), id) end
 end
-
-local function wait_no_more(id, queue, effort)
-  if effort then weigh_out(id, queue, effort) end
-  redis.call('ZREM', waiting_key(queue), id)
-  redis.call('ZREM', prefer_key(queue), id)
-  redis.call('ZREM', 'transcoder:rising', id)
-end
-
-local function paused(queue) return redis.call('SISMEMBER', 'transcoder:paused', queue) == 1 end
 
 -- the job's message as it lies in that queue, and the step of its list
 local function message(id, queue)
@@ -165,9 +282,6 @@ local function rise(id)
   redis.call('ZREM', 'transcoder:rising', id)
 end
 
-local function live(queue) return redis.call('ZCOUNT', serving_key(queue), now - ALIVE, '+inf') end
-local function live_workers() return redis.call('ZRANGEBYSCORE', 'transcoder:workers', now - ALIVE, '+inf') end
-
 -- what the live workers say of themselves
 local function told_by_live(answer)
   for _, owner in ipairs(live_workers()) do
@@ -176,51 +290,12 @@ local function told_by_live(answer)
   return answer
 end
 
-local function has_tried(id, owner)
-  for _, other in ipairs(cjson.decode(field(id, 'tried') or '[]')) do
-    if other == owner then return true end
-  end
-  return false
-end
-
--- whether a live worker serves the queue that has not handed the job on
-local function another_serves(id, queue)
-  for _, owner in ipairs(redis.call('ZRANGEBYSCORE', serving_key(queue), now - ALIVE, '+inf')) do
-    if not has_tried(id, owner) then return true end
-  end
-  return false
-end
-
 -- the queue of a new job; nil where its policy forbids all that lives
 local function choose(job)
   if not job.hardware or live(job.hardware) > 0 then return job.hardware or job.software end
   if job.policy == 'require' then return nil end
   return live(job.software) > 0 and job.software or job.hardware
 end
-
--- the one way from state to state; answers with the refusal, or nil when it is done
-local function move(id, to, detail)
-  local from, queue, effort = unpack(redis.call('HMGET', job_key(id), 'state', 'queue', 'effort'))
-  if not from then return {'unknown'} end
-  if not LEGAL[from][to] then return {'refused', from} end
-  redis.call('HSET', job_key(id), 'state', to, 'updated', at(now))
-  redis.call('ZREM', state_key(from), id)
-  redis.call('ZADD', state_key(to), at(now), id)
-  if from == 'queued' then wait_no_more(id, queue, effort) end
-  if from == 'running' then redis.call('ZREM', 'transcoder:heartbeats', id) end
-  if to == 'queued' then wait_in(id, queue) end
-  note(id, now, to, detail)
-  if finished(to) then retire(id) end
-end
-
--- nil when the job runs under this fencing number, otherwise the refusal
-local function not_held(id, fence)
-  local state, attempt = unpack(redis.call('HMGET', job_key(id), 'state', 'attempt'))
-  if not state then return {'unknown'} end
-  if state ~= 'running' or attempt ~= fence then return {'refused', state, attempt} end
-end
-
-local operations = {}
 
 function operations.submit(job)
   if redis.call('EXISTS', job_key(job.id)) == 1 then return {'ok', job.id} end -- sent twice by a connection that broke
@@ -247,37 +322,6 @@ function operations.submit(job)
   note(job.id, now, 'queued')
   send(job.id, queue)
   return {'ok', job.id}
-end
-
--- what its new holder is told of a job
-local function claimed(id)
-  local spec, attempt, queue, paths = unpack(redis.call('HMGET', job_key(id), 'spec', 'attempt', 'queue', 'paths'))
-  local lost, put_off, crashes, careful = unpack(redis.call('HMGET', job_key(id), 'lost', 'put_off', 'crashes', 'careful'))
-  return {'ok', spec, attempt, queue, paths or '[]', lost or 0, put_off or 0, crashes or 0, careful or 0}
-end
-
-function operations.claim(ask)
-  local id = ask.id
-  local state, schema, queue, claim = unpack(redis.call('HMGET', job_key(id), 'state', 'schema', 'queue', 'claim'))
-  if state == 'running' and claim == ask.claim then return claimed(id) end
-  if state ~= 'queued' then return {'none'} end -- doubled, late, or of a job that is gone
-  if redis.call('ZSCORE', 'transcoder:later', id) then return {'none'} end -- not yet
-  -- one that only has to be brought to its end is no trouble; the others' messages come again when they are missed
-  if paused(queue) and not field(id, 'cancel') then return {'none'} end
-  if tonumber(schema) > ask.schema then return {'newer', schema, queue} end
-  -- It handed the job on: another shall have it, as soon as one has a place. Where that one is gone by now the job would
-  -- wait for nobody: then this one tries again, or says that it cannot be done.
-  if has_tried(id, ask.owner) and another_serves(id, queue) then
-    redis.call('ZADD', 'transcoder:aside', now + ASIDE, id)
-    return {'none'}
-  end
-  redis.call('HINCRBY', job_key(id), 'attempt', 1)
-  redis.call('HSET', job_key(id), 'owner', ask.owner, 'claim', ask.claim, 'started', at(now), 'heartbeat', at(now),
-    'phase', 'probing')
-  redis.call('HDEL', job_key(id), 'progress')
-  move(id, 'running', ask.owner)
-  alive(id)
-  return claimed(id)
 end
 
 -- the queues that a worker serves, which are all that it serves
@@ -307,11 +351,8 @@ function operations.beat(ask)
     if not_held(job.id, job.fence) then
       answer[place + 1] = 'lost'
     else
-      redis.call('HSET', job_key(job.id), 'heartbeat', at(now))
+      redis.call('HSET', job_key(job.id), 'heartbeat', at(now), unpack(reported(job)))
       alive(job.id)
-      note_phases(job.id, job.phases)
-      if job.progress then redis.call('HSET', job_key(job.id), 'progress', job.progress) end
-      if job.effort then redis.call('HSET', job_key(job.id), 'effort', job.effort) end
       answer[place + 1] = field(job.id, 'cancel') and 'cancelled' or 'go on'
     end
   end
@@ -360,18 +401,6 @@ function operations.fenced(ask)
   return {field(ask.id, 'cancel') and 'cancelled' or 'ok'}
 end
 
-function operations.finish(ask)
-  local state, attempt = unpack(redis.call('HMGET', job_key(ask.id), 'state', 'attempt'))
-  if state == ask.state and attempt == ask.fence then return {'ok'} end -- sent twice by a connection that broke
-  local refusal = not_held(ask.id, ask.fence)
-  if refusal then return refusal end
-  note_phases(ask.id, ask.phases)
-  if ask.progress then redis.call('HSET', job_key(ask.id), 'progress', ask.progress) end
-  if ask.result then redis.call('HSET', job_key(ask.id), 'result', ask.result) end
-  if ask.error then redis.call('HSET', job_key(ask.id), 'error', ask.error) end
-  return move(ask.id, ask.state) or {'ok'}
-end
-
 local function put_back(id, why)
   local refusal = move(id, 'queued', why)
   if not refusal then redis.call('HDEL', job_key(id), 'owner', 'claim', 'phase', 'detail', 'progress', 'heartbeat', 'started') end
@@ -398,7 +427,7 @@ function operations.put_off(ask)
   local refusal, asked = not_held(ask.id, ask.fence), field(ask.id, 'cancel')
   if not refusal and asked then return cancel(ask.id, asked) or {'ok'} end
   if refusal then return refusal end
-  note_phases(ask.id, ask.phases)
+  redis.call('HSET', job_key(ask.id), 'updated', at(now), unpack(reported(ask)))
   if ask.careful then redis.call('HSET', job_key(ask.id), 'careful', 1) end
   if ask.queue then redis.call('HSET', job_key(ask.id), 'queue', ask.queue) end
   put_back(ask.id, ask.why)

@@ -21,7 +21,7 @@ from itertools import count
 from math import inf
 from pathlib import Path
 from posixpath import normpath
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import redis
@@ -142,6 +142,24 @@ class Newer:
 
     schema: int
     queue: str
+
+
+Following: TypeAlias = "tuple[str, Claimed | Newer | None]"
+"""The id of a job that a place has taken, and what `claim` would have given for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place of the worker `owner` that has become free: what it takes jobs from, in the order of preference.
+
+    `schema` is the newest that it reads. `claim` is this question's own word: when an answer is lost on the way, the
+    repetition gets the same job.
+    """
+
+    owner: str
+    queues: Sequence[str]
+    schema: int
+    claim: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,15 +369,14 @@ class Ledger:
         this worker has handed on.
         """
         # the claim's own word: when the answer is lost on the way, the repetition is still this claim
-        answer = self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8))
-        match answer:
-            case ["ok", spec, attempt, waited_in, paths, lost, put_off, crashes, careful]:
-                before = Before(int(put_off), int(crashes), bool(int(careful)))
-                return Claimed(spec, int(attempt), str(waited_in), tuple(json.loads(paths)), int(lost), before)
-            case ["newer", newer, waits_in]:
-                return Newer(int(newer), str(waits_in))
-            case _:
-                return None
+        return _claimed(self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8)))
+
+    def take_next(self, place: Place) -> Following | None:
+        """Take the job that a free place would get from its queues at this moment, with its message; None for none.
+
+        The most urgent comes first, and among equals that of the queue named first.
+        """
+        return _following(self._change("take_next", **_place(place)))
 
     def beat(self, owner: str, reports: Sequence[Report], told: Told = Told()) -> list[str]:
         """Say that `owner` lives, what it serves and how its jobs are.
@@ -487,15 +504,19 @@ class Ledger:
         state: str,
         result: Mapping[str, object] | None = None,
         error: Mapping[str, object] | None = None,
-    ) -> None:
+        place: Place | None = None,
+    ) -> Following | None:
         """End a running job: published with its result, or failed or cancelled with the error. Frees its targets.
+
+        With the place that it leaves, in the same step, that takes its next job.
 
         Raises:
             TransitionRefused: the job is not this worker's any more.
         """
-        words = {"result": result, "error": error}
-        texts = {name: json.dumps(value, default=str) for name, value in words.items() if value is not None}
-        self._held(report.job_id, self._change("finish", state=state, **texts, **_reported(report)))
+        ending = _given({"result": result, "error": error})
+        texts = {name: json.dumps(value, default=str) for name, value in ending.items()}
+        words = _given({"state": state, "place": place and _place(place)})
+        return _following(self._held(report.job_id, self._change("finish", **words, **texts, **_reported(report))))
 
     def hand_back(self, job_id: str, fence: int, why: str) -> None:
         """Put a running job back on its queue, for any worker.
@@ -657,6 +678,7 @@ def _script(retention: float) -> str:
         f"local RETENTION, HISTORY, AT_ONCE = {max(1, round(retention))}, {_HISTORY}, {_AT_ONCE}\n"
         f"local ALIVE, GRACE, SILENT, ASIDE = {ALIVE}, {GRACE}, {round(SILENT)}, {ASIDE}\n"
         f"local CLEARLY, EARLY, FRONT, ARRANGED = {CLEARLY}, {EARLY}, {FRONT}, {ARRANGED}\n"
+        f"local REPEATED = {round(10 * (CONNECT_TIMEOUT + ANSWER_TIMEOUT))}\n"
         f"local STEPS = {{{', '.join(map(_quoted, STEPS))}}}\n"
     )
     return constants + Path(__file__).with_name("ledger.lua").read_text(encoding="utf-8")
@@ -731,6 +753,29 @@ def _reported(report: Report) -> dict[str, object]:
 def _given(words: Mapping[str, object]) -> dict[str, object]:
     """Without what is None, which Lua would not take for nothing."""
     return {name: value for name, value in words.items() if value is not None}
+
+
+def _place(place: Place) -> dict[str, object]:
+    return {"owner": place.owner, "queues": list(place.queues), "schema": place.schema, "claim": place.claim}
+
+
+def _following(answer: Sequence[Any]) -> Following | None:
+    match answer:
+        case ["ok", job_id, found]:
+            return str(job_id), _claimed(found)
+        case _:
+            return None
+
+
+def _claimed(answer: Sequence[Any]) -> Claimed | Newer | None:
+    match answer:
+        case ["ok", spec, attempt, waited_in, paths, lost, put_off, crashes, careful]:
+            before = Before(int(put_off), int(crashes), bool(int(careful)))
+            return Claimed(spec, int(attempt), str(waited_in), tuple(json.loads(paths)), int(lost), before)
+        case ["newer", newer, waits_in]:
+            return Newer(int(newer), str(waits_in))
+        case _:
+            return None
 
 
 def _token(spec: JobSpec) -> dict[str, str]:

@@ -27,6 +27,7 @@ from transcoder.breaker import Rules
 from transcoder.capacity import Budgets, CapacityFile
 from transcoder.drain import Drain
 from transcoder.errors import (
+    BrokerUnavailable,
     JobCancelled,
     JobUnknown,
     TargetUnwritable,
@@ -44,7 +45,7 @@ from transcoder.events import (
 from transcoder.heart import Heart
 from transcoder.held import Elsewhere, Ended, Equipment, Held, Share, patiently
 from transcoder.job import transcode
-from transcoder.ledger import Claimed, Ledger, Newer, TakenBack, connect
+from transcoder.ledger import Claimed, Following, Ledger, Newer, Place, TakenBack, connect
 from transcoder.manifest import Attempt
 from transcoder.mounts import Mounts
 from transcoder.placement import Serves
@@ -134,7 +135,11 @@ def _work(chosen: Settings, post: Post) -> int:
     drain = Drain(chosen.grace, heart.held)
     drain.start()
     patience = Patience(chosen.lost_workers, retry.Rules(chosen.retries, chosen.retry_delay, chosen.retry_most))
-    run = Worker(ledger, heart, equipped, policy, patience, drain.over, media_gone=media.look).run
+
+    def served() -> list[str]:
+        return [name for name in station.queues() if name not in reaper.paused]
+
+    run = Worker(ledger, heart, equipped, policy, patience, drain.over, media_gone=media.look, served=served).run
     try:
         code = queue.consume(
             chosen.broker_url,
@@ -142,7 +147,7 @@ def _work(chosen: Settings, post: Post) -> int:
             name=f"{post.name}@{owner}",
             concurrency=post.places,
             ready=heart.consuming,
-            served=lambda: [name for name in station.queues() if name not in reaper.paused],
+            served=served,
             ending=drain.told,
         )
     finally:
@@ -252,6 +257,7 @@ class Worker:
         over: threading.Event | None = None,
         *,
         media_gone: Callable[[], str | None] = lambda: None,
+        served: Callable[[], Sequence[str]] = lambda: (),
     ) -> None:
         self._ledger = ledger
         self._heart = heart
@@ -260,15 +266,36 @@ class Worker:
         self._patience = patience or Patience()
         self._over = over
         self._media_gone = media_gone
+        self._served = served
 
     def run(self, job_id: str) -> None:
-        """Do what the message asks, if the record says that it is still to be done. Raises nothing but bugs."""
-        with suppress(Ended):  # the reaper finds a job whose message was lost, or which has lost its worker
-            self._run(job_id)
+        """Do what the message asks, if the record says that it is still to be done; then, one by one, what else waits.
 
-    def _run(self, job_id: str) -> None:
-        owner = self._heart.owner
-        match patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA), over=self._over):
+        A place that goes from job to job need not come back to Celery for each, which costs as much as all the rest
+        that is done for a job beside its encoding. Raises nothing but bugs.
+        """
+        with suppress(Ended):  # the reaper finds a job whose message was lost, or which has lost its worker
+            owner = self._heart.owner
+            found = patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA), over=self._over)
+            following = self._run(job_id, found)
+            while following:
+                following = self._run(*following)
+
+    def _place(self) -> Place | None:
+        """The place of this thread, where it takes another job."""
+        queues = () if queue.leaving() else self._served()
+        return Place(self._heart.owner, queues, spec.SCHEMA) if queues else None
+
+    def _next(self) -> Following | None:
+        """What this place takes next; while Redis is away Celery looks for it."""
+        with suppress(BrokerUnavailable):
+            if place := self._place():
+                return self._ledger.take_next(place)
+        return None
+
+    def _run(self, job_id: str, found: Claimed | Newer | None) -> Following | None:
+        """Do this one; gives the next."""
+        match found:
             case Claimed() as claimed:
                 # no queue is served before the equipment is there
                 equipment = self._equipped.result()
@@ -276,13 +303,17 @@ class Worker:
                     *(self._ledger, job_id, claimed, self._heart.wake, equipment),
                     lost_workers=self._patience.lost_workers,
                     over=self._over,
+                    place=self._place,
                 )
                 with self._heart.watching(held):
                     self._transcode(held, claimed)
+                if held.following:
+                    return held.following
             case Newer() as newer:
                 self._pass_on(job_id, newer)
             case None:
                 log.write("passed_over", "the message came twice or late", level=logging.DEBUG, job=job_id)
+        return self._next()
 
     def _pass_on(self, job_id: str, newer: Newer) -> None:
         why = f"needs a worker that reads schema {newer.schema}; this one reads up to {spec.SCHEMA}"

@@ -27,6 +27,7 @@ from transcoder.bench.session import (
     cut,
     device,
     in_order,
+    paced,
     telling_why,
     too_short,
     trouble,
@@ -40,6 +41,10 @@ _LEAST_BLOCKS = 3
 _PLAN_LIMIT = 300.0
 _MAKE_LIMIT = 300.0
 _KILL_SECONDS = 1.5
+_PACED_SECONDS = 3.0
+"""A run in which a container is killed lasts so long at least: an engine may take a second to kill one."""
+_STRIKE = 0.4
+"""The share of such a run after which the container is killed."""
 _OVERRUN = 0.1
 """The share of the budget by which the blocks may be slower than the pilot's before they end."""
 
@@ -312,7 +317,8 @@ class _Session(Session):
     def _left(self) -> float:
         """Seconds for further blocks: the budget without what the end needs, a run and a kill of each cell."""
         cells = len(self._result.design.cells)
-        return self._budget - self._spent() - cells * (self._block() / (cells + 1) + _KILL_SECONDS)
+        run = max(_PACED_SECONDS, self._block() / (cells + 1))
+        return self._budget - self._spent() - cells * (run + _KILL_SECONDS)
 
     def _measure(self, number: int, turns: Sequence[design.Turn], *, pilot: bool) -> None:
         began = monotonic()
@@ -348,12 +354,14 @@ class _Session(Session):
     def blast(self) -> None:
         """Kill one container of each cell while all its stacks work."""
         lost: list[Blast] = []
+        workload = self._result.workload
         for cell, housed in self._housed.items():
             if not cell.containers:
                 continue
             self._show.phase(f"killing a container of {cell.name}")
-            after = 0.4 * _usual_seconds(self._result, cell)
-            gone, finished = blast(self._rig, housed, self._argv, after, device=self._device, limit=self._limit)
+            seconds = max(_PACED_SECONDS, _usual_seconds(self._result, cell))
+            argv = paced(self._argv, workload.frames / workload.frame_rate / seconds)
+            gone, finished = blast(self._rig, housed, argv, _STRIKE * seconds, device=self._device, limit=self._limit)
             lost.append(Blast(cell=cell, lost=gone, finished=finished))
         self._result = self._result.model_copy(update={"blast": tuple(lost)})
 

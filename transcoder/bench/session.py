@@ -146,6 +146,12 @@ def cut(argv: Sequence[str], frames: int, rate: float) -> tuple[str, ...]:
     return (*argv[:before], "-t", f"{(frames - 0.5) / rate:.6f}", *argv[before:])
 
 
+def paced(argv: Sequence[str], rate: float) -> tuple[str, ...]:
+    """The words with the source read at so many times real time, or as fast as it is encoded where that is slower."""
+    before = list(argv).index("-i")
+    return (*argv[:before], "-readrate", f"{rate:.6f}", *argv[before:])
+
+
 def too_short(frames: int) -> str:
     """What is to be said of a clip that is shorter than a run should be."""
     return (
