@@ -650,6 +650,14 @@ def test_words_of_a_newer_worker_that_are_not_known_here_are_passed_over(ledger:
     assert ledger.workers()[0].told == Told(name="gpu", queues=(HW,), places=1)
 
 
+def test_the_history_of_a_job_keeps_its_last_lines(ledger: Ledger) -> None:
+    submit(ledger, "a")
+    fence = claim(ledger, "a").fence
+    for number in range(120):
+        ledger.beat("me", [Report("a", fence, [(f"phase {number}", 0.0, "")])])
+    assert [moment.what for moment in ledger.record("a").history] == [f"phase {number}" for number in range(20, 120)]
+
+
 def test_nothing_is_kept_of_a_finished_job_but_its_record(ledger: Ledger, plain: redis_py.Redis) -> None:
     live(ledger, "one", HW)
     live(ledger, "two", HW)
