@@ -250,6 +250,19 @@ def test_what_the_result_does_not_know_of_the_command_is_said() -> None:
     assert "(--seconds; each encoded 250 frames, fitted to this machine's speed)." in told
 
 
+def test_the_command_has_the_words_for_the_engine_and_the_length_of_a_run() -> None:
+    result = made(word="made (8 s)")
+    asked = result.design.model_copy(update={"seconds": 2.5, "options": ("--cpus", "1", "-e", "A")})
+    told = result.model_copy(update={"design": asked})
+    assert " --seconds 2.5 " in command_line(told)
+    assert command_line(told).endswith(" --run-option --cpus --run-option 1 --run-option -e --run-option A")
+    page = markdown(report(told, concluded()))
+    assert ", given --cpus 1 -e A." in page
+    assert "The result does not know: the values of variables." in page
+    none = asked.model_copy(update={"options": ()})
+    assert "The result knows all of it." in markdown(report(result.model_copy(update={"design": none}), concluded()))
+
+
 @pytest.mark.parametrize("word", HOSTILE)
 def test_a_word_of_a_strangers_result_stays_one_word_of_the_command(word: str) -> None:
     words = shlex.split(command_line(made(word=word)))
@@ -383,6 +396,7 @@ RESULTS = st.builds(
     device=st.builds(Device, kind=st.sampled_from(["real", "simulated"]), name=TEXTS, address=TEXTS),
     design=st.builds(
         Design, profile=st.just("full"), engine=st.just("podman"), seed=WHOLE, reference=CELLS, blocks=WHOLE,
+        seconds=FLOATS, options=st.none() | st.lists(TEXTS, max_size=2).map(tuple),
         cells=st.lists(CELLS, max_size=3).map(tuple), margin=st.floats(0.001, 0.49),
     ),
     workload=st.builds(

@@ -532,6 +532,12 @@ class TestWords:
         assert f"docker build --file docker/Dockerfile --target vaapi --tag {own} ." in docker.how_to_get(own)
         assert "docker build" not in docker.how_to_get("nosuch:1")
 
+    def test_a_result_names_the_variables_that_containers_are_given_and_keeps_no_value(self) -> None:
+        words = ["--cpus", "1", "-e", "A=secret", "--env", "B", "--env=C=secret", "-eD=secret", "-v", "/e=f:/g"]
+        assert engines.without_values(words) == (
+            *("--cpus", "1", "-e", "A", "--env", "B", "--env=C", "-eD", "-v", "/e=f:/g"),
+        )
+
     def test_only_the_first_frames_are_read(self) -> None:
         words = session.cut(["ffmpeg", "-i", "clip", "out"], 25, 25.0)
         assert words == ("ffmpeg", "-t", "0.980000", "-i", "clip", "out")

@@ -34,7 +34,7 @@ from transcoder.events import Event, FellBack, Probing, Published, Timings
 from transcoder.faults import FaultClass
 from transcoder.heart import Heart
 from transcoder.held import Equipment, Held, Share
-from transcoder.ledger import Claimed, Ledger, Report, Told, connect
+from transcoder.ledger import Claimed, Following, Ledger, Place, Report, Told, connect
 from transcoder.machine import Ability, Build, Device, Machine
 from transcoder.manifest import Attempt
 from transcoder.metrics import Metrics
@@ -391,8 +391,17 @@ def test_a_place_goes_from_job_to_job_while_any_waits(parts: Parts, monkeypatch:
     done = noted(parts, monkeypatch)
     for job_id, priority in (("a", 5), ("b", 5), ("c", 9)):
         parts.submit(job_id, priority=priority, acceleration={"policy": "never"})
+    asked: list[Place] = []
+    take_next = parts.ledger.take_next
+
+    def counted(place: Place) -> Following | None:
+        asked.append(place)
+        return take_next(place)
+
+    monkeypatch.setattr(parts.ledger, "take_next", counted)
     parts.worker.run("a")
     assert done == ["a", "c", "b"]
+    assert len(asked) == 1, "only where the end of a job brought none"
     assert {parts.fields(job_id)["state"] for job_id in done} == {"published"}
 
 

@@ -15,7 +15,7 @@ from transcoder.bench import clips, density, destination
 from transcoder.bench.contrasts import throughput
 from transcoder.bench.density import Ask, Limits, Seen
 from transcoder.bench.destination import Destination, unfinished
-from transcoder.bench.engines import Docker, engine, own
+from transcoder.bench.engines import Docker, engine, own, without_values
 from transcoder.bench.environment import crowded, environment
 from transcoder.bench.hardware import hardware
 from transcoder.bench.result import Cell, Density, Design, Engine, Level, Result, Run, Workload
@@ -228,6 +228,8 @@ class _Session(Session):
                 cells=(self._crowds[0].cell(1),),
                 reference=self._crowds[0].cell(1),
                 pilot_blocks=0,
+                seconds=self._asked.seconds,
+                options=without_values(self._asked.options),
             ),
             workload=workload,
         )

@@ -241,6 +241,21 @@ def granted(options: Sequence[str]) -> Granted:
     )
 
 
+def without_values(options: Sequence[str]) -> tuple[str, ...]:
+    """The user's words for `docker run` with variables only named: a result is sent to others, a secret is not."""
+    return tuple(map(_named, ("", *options), options))
+
+
+def _named(before: str, word: str) -> str:
+    flag, _, rest = word.partition("=")
+    if flag in _VARIABLES and rest:
+        return f"{flag}={rest.partition('=')[0]}"
+    return flag if before in _VARIABLES or word.startswith("-e") else word
+
+
+_VARIABLES = frozenset(word for word, kind in _KINDS.items() if kind == "environment")
+
+
 def _pair(text: str) -> tuple[str, str]:
     """What and where of `WHAT:WHERE:MODE`; the same where only one is said."""
     what, _, rest = text.partition(":")

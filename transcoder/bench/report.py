@@ -28,7 +28,7 @@ from transcoder.bench.plots import (
     forest,
 )
 from transcoder.bench.plots import saturation as saturation_plot
-from transcoder.bench.result import Cell, Density, Device, Result, Run
+from transcoder.bench.result import Cell, Density, Design, Device, Result, Run
 from transcoder.bench.statistics import FEW, LEVEL
 
 
@@ -167,8 +167,12 @@ def _compared(result: Result) -> list[Block]:
             f"{work.frames:,} frames, {brief(work.frame_rate)} per second of real time) to {work.codec} by "
             f"{work.accel}. {on(result.device)}"
         ),
-        Paragraph(f"{_packed(result)} Containers by {result.environment.engine or design.engine}."),
+        Paragraph(f"{_packed(result)} Containers by {result.environment.engine or design.engine}{_given(design)}."),
     ]
+
+
+def _given(design: Design) -> str:
+    return f", given {' '.join(design.options)}" if design.options else ""
 
 
 def _packed(result: Result) -> str:
@@ -480,6 +484,7 @@ def command_line(result: Result) -> str:
     words += ["--height", str(work.height), "--accel", work.accel, "--engine", design.engine]
     if design.engine != "processes" and (image := result.environment.image.partition(" ")[0]):
         words += ["--image", image]
+    words += [part for word in design.options or () for part in ("--run-option", word)]
     if not _MADE.fullmatch(work.clip):
         words += ["--clip", work.clip]
     return shlex.join(words)
@@ -491,6 +496,7 @@ def _of_topology(result: Result) -> list[str]:
     words += ["--stacks", ",".join(str(n) for n in sorted({cell.stacks for cell in design.cells}) or [1])]
     words += ["--pilot", str(design.pilot_blocks)]
     words += ["--budget", f"{design.budget:.15g}"] if design.budget else []
+    words += ["--seconds", f"{design.seconds:.15g}"] if design.seconds else []
     return [*words, "--worker" if any(cell.worker for cell in design.cells) else "--no-worker"]
 
 
@@ -525,14 +531,16 @@ def _repeats(result: Result) -> int:
 def _unknown(result: Result) -> str:
     """What a user may have said that no result keeps."""
     made = _MADE.fullmatch(result.workload.clip)
-    missing = ["words for the container engine (--run-option)"]
+    missing = [] if result.design.options is not None else ["words for the container engine (--run-option)"]
+    if any(word.startswith(("-e", "--env")) for word in result.design.options or ()):
+        missing.append("the values of variables")
     if not made:
         missing.append("the folder of the clip")
-    if result.kind == "topology":
+    if result.kind == "topology" and not result.design.seconds:
         frames = f"each encoded {result.workload.frames:,} frames"
         missing.append(f"how long a run was to be (--seconds; {frames}, fitted to this machine's speed)")
-    else:
+    if result.kind == "density":
         missing += ["the most streams to try (--stacks-max)", "the device that was named (--device)"]
         missing += [] if _packing_word(result) else ["which packing was tried (--packing)"]
         missing += [] if _repeats(result) else ["how often a number was to be confirmed (--repeats)"]
-    return f"The result does not know: {'; '.join(missing)}."
+    return f"The result does not know: {'; '.join(missing)}." if missing else "The result knows all of it."

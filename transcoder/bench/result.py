@@ -176,6 +176,10 @@ class Design(Value):
     """How many the pilot asked for, before the time budget cut it."""
     budget: Seconds = 0.0
     """Seconds that it may take."""
+    seconds: Seconds = 0.0
+    """What was asked for the length of a run, or of the clip of a stream; 0 in results that do not tell."""
+    options: tuple[str, ...] | None = None
+    """The user's words for the engine's `run`, variables without their values; None in results that do not tell."""
 
 
 class Level(Value):

@@ -14,7 +14,7 @@ from typing import Any
 from transcoder.bench import analysis, clips, design
 from transcoder.bench.contrasts import deviation
 from transcoder.bench.destination import Destination, unfinished
-from transcoder.bench.engines import Docker, Processes, engine, granted, own
+from transcoder.bench.engines import Docker, Processes, engine, granted, own, without_values
 from transcoder.bench.environment import environment
 from transcoder.bench.hardware import hardware
 from transcoder.bench.result import Blast, Cell, Design, Profile, Result, Run, StackRun, Workload
@@ -205,6 +205,8 @@ class _Session(Session):
                 reference=reference,
                 pilot_blocks=asked.pilot,
                 budget=self._budget,
+                seconds=asked.seconds or asked.scale.run,
+                options=without_values(asked.options),
             ),
             workload=Workload(
                 accel=plan["accel"],
