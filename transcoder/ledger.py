@@ -144,7 +144,7 @@ class Newer:
     queue: str
 
 
-Following: TypeAlias = "tuple[str, Claimed | Newer | None]"
+Following: TypeAlias = tuple[str, Claimed | Newer | None]
 """The id of a job that a place has taken, and what `claim` would have given for it."""
 
 
