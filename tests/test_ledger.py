@@ -174,11 +174,46 @@ def test_a_free_place_looks_at_a_bounded_number_of_messages(ledger: Ledger, plai
 def test_a_free_place_whose_answer_was_lost_gets_the_same_job_again(ledger: Ledger, plain: redis_py.Redis) -> None:
     send(ledger, "a", 5, "never")
     send(ledger, "b", 5, "never")
-    words = {"queues": [SOFTWARE], "owner": "me", "schema": SCHEMA, "claim": "once"}
-    assert ledger._change("take_next", **words) == ledger._change("take_next", **words)
+    place = Place("me", [SOFTWARE], SCHEMA)
+    assert ledger.take_next(place) == ledger.take_next(place)
     assert (state(ledger, "a"), state(ledger, "b"), messages(plain)) == ("running", "queued", 1)
     [key] = plain.keys("transcoder:claim:*")
     assert 0 < plain.ttl(key) <= 60, "what was answered is not kept for ever"
+
+
+def test_what_went_back_meanwhile_is_no_longer_the_repeated_questions(ledger: Ledger) -> None:
+    send(ledger, "a", 5, "never")
+    place = Place("me", [SOFTWARE], SCHEMA)
+    assert ledger.take_next(place)
+    ledger.hand_back("a", 1, "so")
+    assert ledger.take_next(place) == ("a", None)
+    assert state(ledger, "a") == "queued"
+
+
+def test_a_claim_that_is_repeated_under_its_word_gives_the_same_job(ledger: Ledger) -> None:
+    submit(ledger, "a")
+    first = ledger.claim("a", "me", SCHEMA, "word")
+    assert first
+    assert ledger.claim("a", "me", SCHEMA, "word") == first
+    assert ledger.claim("a", "me", SCHEMA, "another") is None
+
+
+def test_a_free_place_leaves_the_messages_of_a_paused_queue_alone(ledger: Ledger, plain: redis_py.Redis) -> None:
+    send(ledger, "a", 5, "never")
+    ledger.pause(SOFTWARE)
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA)) is None
+    assert messages(plain) == 1
+    ledger.resume(SOFTWARE)
+    assert ledger.take_next(Place("me", [SOFTWARE], SCHEMA))
+
+
+def test_jobs_whose_messages_were_lost_keep_their_order(ledger: Ledger, plain: redis_py.Redis) -> None:
+    for job_id in "abc":
+        send(ledger, job_id, 5, "never")
+    plain.delete(queue.message("", 5).list_key)
+    assert sorted(ledger.send_again(SOFTWARE)) == list("abc")
+    taken = [ledger.take_next(Place("me", [SOFTWARE], SCHEMA)) for _ in "abc"]
+    assert [found and found[0] for found in taken] == list("abc")
 
 
 def test_the_place_of_a_job_that_ends_takes_the_next_one_in_the_same_step(ledger: Ledger) -> None:

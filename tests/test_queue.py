@@ -202,6 +202,34 @@ def test_hardware_comes_before_software_and_priority_before_both(redis: services
     assert (set(order[:2]), set(order[2:])) == ({"software/6", "hw.av1/5"}, {"hw.h264/5", "software/5"})
 
 
+CONSUMER_DIES = """
+import os, sys, time
+from transcoder import queue
+
+def run(job_id):
+    os.write(1, b"begun\\n")
+    while not queue.leaving():
+        time.sleep(0.01)
+
+def served():
+    if os.path.exists(sys.argv[2]):
+        raise ZeroDivisionError("oh")
+    return [queue.DEFAULT]
+
+sys.exit(queue.consume(sys.argv[1], run, name="dies", concurrency=2, ready=lambda: None, served=served))
+"""
+
+
+def test_a_worker_whose_consumer_dies_ends_though_its_places_would_go_on(redis: services.Redis, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", CONSUMER_DIES, redis.url, str(tmp_path / "now")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        send(redis.url, "one")
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        (tmp_path / "now").touch()
+        assert process.wait(20) == 1
+
+
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP])
 @pytest.mark.usefixtures("terminal")
 def test_a_signal_ends_the_worker_in_order_and_loses_no_message(

@@ -401,7 +401,7 @@ def test_a_place_goes_from_job_to_job_while_any_waits(parts: Parts, monkeypatch:
     monkeypatch.setattr(parts.ledger, "take_next", counted)
     parts.worker.run("a")
     assert done == ["a", "c", "b"]
-    assert len(asked) == 1, "only where the end of a job brought none"
+    assert not asked, "each came with the end of the one before"
     assert {parts.fields(job_id)["state"] for job_id in done} == {"published"}
 
 
@@ -416,17 +416,63 @@ def test_a_place_takes_no_other_job_once_its_worker_is_told_to_end(
     assert (done, parts.fields("b")["state"]) == (["a"], "queued")
 
 
-def test_a_place_leaves_the_next_job_to_celery_while_redis_is_away(
+@pytest.mark.parametrize("answers_lost", [1, 2])
+def test_a_place_asks_twice_for_its_next_job_and_leaves_it_to_celery_then(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, answers_lost: int
+) -> None:
+    done, take_next = noted(parts, monkeypatch), parts.ledger.take_next
+    lost: list[object] = []
+
+    def asked(place: Place) -> Following | None:
+        answer = take_next(place)
+        if len(lost) < answers_lost:
+            lost.append(answer)
+            raise BrokerUnavailable("the answer does not come")
+        return answer
+
+    monkeypatch.setattr(parts.ledger, "take_next", asked)
+    parts.submit("a", acceleration={"policy": "never"})
+    parts.worker.run("a message that names no job")
+    assert done == (["a"] if answers_lost == 1 else [])
+    assert parts.fields("a")["attempt"] == "1"
+
+
+def test_the_end_of_a_job_that_waited_for_redis_brings_no_other_to_a_worker_that_was_told_to_end(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def away(*_: object) -> None:
+    done, finish, told = noted(parts, monkeypatch), parts.ledger.finish, threading.Event()
+
+    def away_once(*words: Any, **more: Any) -> Any:
+        if told.is_set():
+            return finish(*words, **more)
+        told.set()
         raise BrokerUnavailable("away")
 
-    done = noted(parts, monkeypatch)
-    monkeypatch.setattr(parts.ledger, "take_next", away)
-    parts.submit("a", acceleration={"policy": "never"})
+    monkeypatch.setattr(parts.ledger, "finish", away_once)
+    monkeypatch.setattr(queue, "leaving", told.is_set)
+    for job_id in "ab":
+        parts.submit(job_id, acceleration={"policy": "never"})
     parts.worker.run("a")
-    assert (done, parts.fields("a")["state"]) == (["a"], "published")
+    assert (done, parts.fields("a")["state"], parts.fields("b")["state"]) == (["a"], "published", "queued")
+
+
+def test_a_bug_in_what_is_told_of_a_job_costs_the_next_one_nothing(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = noted(parts, monkeypatch)
+    monkeypatch.setattr(worker.Worker, "_transcode", after_which_a_listener_fails(worker.Worker._transcode))
+    for job_id in "ab":
+        parts.submit(job_id, acceleration={"policy": "never"})
+    parts.worker.run("a")
+    assert done == ["a", "b"]
+
+
+def after_which_a_listener_fails(work: Any) -> Any:
+    def transcode(*words: Any) -> None:
+        work(*words)
+        raise ZeroDivisionError("oh")
+
+    return transcode
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ publishing and its end wait until Redis is back.
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -112,12 +113,13 @@ class Held:
         *,
         lost_workers: int = 10,
         over: threading.Event | None = None,
-        place: Callable[[], Place | None] = lambda: None,
+        place: Callable[[str], Place | None] = lambda _: None,
     ) -> None:
         self.queue = claimed.queue
         self.why_stopped = "cancelled"
         self._over = over
         self._place = place
+        self.finished = False
         self.following: Following | None = None
         self._eta: float | None = None
         self._doubts = 0
@@ -227,9 +229,12 @@ class Held:
 
         Waits while Redis is away, unless the worker ends.
         """
-        place = self._place()
-        end = partial(self._ledger.finish, state=state, result=result, error=error, place=place)
-        self.following = patiently(lambda: end(self.report()), over=self._over)
+        end = partial(self._ledger.finish, state=state, result=result, error=error)
+        # Always the same word, so that a repetition gets the same job. The place is looked at anew each time: meanwhile
+        # the worker may be told to end, or leave a queue.
+        word = secrets.token_hex(8)
+        self.following = patiently(lambda: end(self.report(), place=self._place(word)), over=self._over)
+        self.finished = True
 
     def hand_back(self, why: str) -> None:
         """Let another worker have it; nothing of it is left here."""

@@ -169,14 +169,18 @@ function operations.claim(ask) return claim(ask.id, ask) end
 
 -- The next job for a place that has become free, from the message that it would get by asking the lists of these queues:
 -- the more urgent list first, and among equals the queue that is named first. Messages that name no job to be done are
--- taken off, a bounded number of them. Where the answer is lost on the way the repetition gets the same job.
+-- taken off, a bounded number of them. Where the answer is lost on the way the repetition gets the same job, unless that
+-- went back to a queue meanwhile.
 local function take_next(ask)
   local taken_key = 'transcoder:claim:' .. ask.claim
   local before = redis.call('GET', taken_key)
-  if before then return {'ok', before, claim(before, ask)} end
-  local seen = 0
+  if before then return {'ok', before, field(before, 'claim') == ask.claim and claim(before, ask) or {'none'}} end
+  local open, seen = {}, 0
+  for _, queue in ipairs(ask.queues) do -- workers hear later of a pause than it holds
+    if not paused(queue) then open[#open + 1] = queue end
+  end
   for _, step in ipairs(STEPS) do
-    for _, queue in ipairs(ask.queues) do
+    for _, queue in ipairs(open) do
       while seen < AT_ONCE do
         local text = redis.call('RPOP', queue .. step)
         if not text then break end
@@ -739,6 +743,7 @@ if ARGV[1] == 'tend' then
   -- many times as long software takes, the order is that of arrival.
   function operations.tend(ask)
     redis.call('SET', 'transcoder:prefer_wait', ask.wait)
+    for state in pairs(LEGAL) do if finished(state) then prune(state) end end
     local answer = {'ok'}
     for _, queue in ipairs(redis.call('SMEMBERS', 'transcoder:queues')) do
       local wait, why, word = patience(queue, ask.wait)

@@ -152,14 +152,13 @@ Following: TypeAlias = tuple[str, Claimed | Newer | None]
 class Place:
     """A place of the worker `owner` that has become free: what it takes jobs from, in the order of preference.
 
-    `schema` is the newest that it reads. `claim` is this question's own word: when an answer is lost on the way, the
-    repetition gets the same job.
+    `schema` is the newest that it reads. `word` is this question's own, as a claim's: the repetition gets the same job.
     """
 
     owner: str
     queues: Sequence[str]
     schema: int
-    claim: str = field(default_factory=lambda: secrets.token_hex(8))
+    word: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,14 +361,15 @@ class Ledger:
         """
         return [accepted for at in range(0, len(jobs), _PAGE) for accepted in self._submit_page(jobs[at : at + _PAGE])]
 
-    def claim(self, job_id: str, owner: str, schema: int) -> Claimed | Newer | None:
+    def claim(self, job_id: str, owner: str, schema: int, word: str | None = None) -> Claimed | Newer | None:
         """Take a queued job for `owner`, who reads specs up to `schema`. None where there is nothing to do.
 
         That is so for a message that comes twice or late, for a job that was cancelled or is gone, and for one that
-        this worker has handed on.
+        this worker has handed on. `word` is the claim's own: when the answer is lost on the way, a repetition under the
+        same is still this claim.
         """
-        # the claim's own word: when the answer is lost on the way, the repetition is still this claim
-        return _claimed(self._change("claim", id=job_id, owner=owner, schema=schema, claim=secrets.token_hex(8)))
+        words = {"owner": owner, "schema": schema, "claim": word or secrets.token_hex(8)}
+        return _claimed(self._change("claim", id=job_id, **words))
 
     def take_next(self, place: Place) -> Following | None:
         """Take the job that a free place would get from its queues at this moment, with its message; None for none.
@@ -457,7 +457,8 @@ class Ledger:
         """
         waiting = self._ask(lambda: self._redis.zrange(f"transcoder:waiting:{queue}", 0, -1))
         named = {job_id for step in STEPS for job_id in self._named(queue + step)}
-        missing = [job_id for job_id in waiting if job_id not in named]
+        # each goes before those sent earlier, so that the oldest comes last
+        missing = [job_id for job_id in reversed(waiting) if job_id not in named]
         pages = [missing[at : at + _AT_ONCE] for at in range(0, len(missing), _AT_ONCE)]
         return [job_id for ids in pages for job_id in self._change("send_again", queue=queue, ids=ids)[1:]]
 
@@ -756,7 +757,7 @@ def _given(words: Mapping[str, object]) -> dict[str, object]:
 
 
 def _place(place: Place) -> dict[str, object]:
-    return {"owner": place.owner, "queues": list(place.queues), "schema": place.schema, "claim": place.claim}
+    return {"owner": place.owner, "queues": list(place.queues), "schema": place.schema, "claim": place.word}
 
 
 def _following(answer: Sequence[Any]) -> Following | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from celery.apps.worker import Worker
 from celery.concurrency.thread import TaskPool
+from celery.worker import state
 from celery.worker.consumer import Consumer
 
 from transcoder import bell
@@ -30,6 +31,23 @@ class Program(Worker):
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """Celery sets its handlers here."""
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """However it came to this, no place takes another job from now on."""
+        _leave(exitcode)
+        super().stop(in_sighandler, exitcode)
+
+    def terminate(self, in_sighandler: bool = False) -> None:
+        """As `stop`."""
+        _leave(None)
+        super().terminate(in_sighandler)
+
+
+def _leave(exitcode: int | None) -> None:
+    """Celery sets this at a signal, and not where its consumer dies of an error."""
+    told: object = state.should_stop  # an exit code, 0 among them
+    if told is None or told is False:
+        state.should_stop = exitcode or 0  # type: ignore[assignment] # its stub knows only the value at first
 
 
 class Patient(Consumer):

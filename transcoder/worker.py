@@ -62,6 +62,7 @@ from transcoder.version import __version__
 
 ROOM = 30.0
 """Seconds, about half of it at least, before a job for which there was too little space is tried again."""
+_ASKED = 2
 PER_CPU = 62_000_000
 """Pixels per second that a CPU bears: 1080p30."""
 
@@ -275,21 +276,24 @@ class Worker:
         that is done for a job beside its encoding. Raises nothing but bugs.
         """
         with suppress(Ended):  # the reaper finds a job whose message was lost, or which has lost its worker
-            owner = self._heart.owner
-            found = patiently(lambda: self._ledger.claim(job_id, owner, spec.SCHEMA), over=self._over)
+            words = (job_id, self._heart.owner, spec.SCHEMA, secrets.token_hex(8))
+            found = patiently(lambda: self._ledger.claim(*words), over=self._over)
             following = self._run(job_id, found)
             while following:
                 following = self._run(*following)
 
-    def _place(self) -> Place | None:
-        """The place of this thread, where it takes another job."""
-        queues = () if queue.leaving() else self._served()
-        return Place(self._heart.owner, queues, spec.SCHEMA) if queues else None
+    def _place(self, word: str) -> Place:
+        """The place of this thread with the queues that it asks at this moment: none once its worker is to end."""
+        return Place(self._heart.owner, () if queue.leaving() else self._served(), spec.SCHEMA, word)
 
     def _next(self) -> Following | None:
-        """What this place takes next; while Redis is away Celery looks for it."""
-        with suppress(BrokerUnavailable):
-            if place := self._place():
+        """What this place takes next; while Redis is away Celery looks for it.
+
+        It asks twice, so that what was taken by a question whose answer was lost is not left to nobody.
+        """
+        place = self._place(secrets.token_hex(8))
+        for _ in range(_ASKED if place.queues else 0):
+            with suppress(BrokerUnavailable):
                 return self._ledger.take_next(place)
         return None
 
@@ -305,9 +309,12 @@ class Worker:
                     over=self._over,
                     place=self._place,
                 )
-                with self._heart.watching(held):
-                    self._transcode(held, claimed)
-                if held.following:
+                try:
+                    with self._heart.watching(held):
+                        self._transcode(held, claimed)
+                except Exception:  # a listener's bug: the next job may be this place's already
+                    log.LOGGER.exception("job %s met a bug at its end", job_id)
+                if held.finished:
                     return held.following
             case Newer() as newer:
                 self._pass_on(job_id, newer)

@@ -63,13 +63,13 @@ def left_over(arena: Arena) -> list[str]:
     for key in arena.plain.scan_iter("transcoder:*", count=1000):
         name = str(key)
         if name in (*EMPTY, *EMPTY_TOO) or name.startswith(
-            ("transcoder:waiting:", "transcoder:prefer:", "transcoder:target:")
+            ("transcoder:waiting:", "transcoder:prefer:", "transcoder:target:", "transcoder:message:")
         ):
             left.append(f"{name} in Redis: {arena.plain.dump(name) and contents(arena, name)}")
-        elif name.startswith("transcoder:slots:") and name.endswith((":leases", ":heard")):
-            # one that ran out counts for nobody, and goes when the next job asks for a slot
+        elif name.startswith(("transcoder:slots:", "transcoder:space:")) and name.endswith((":leases", ":heard")):
+            # one that ran out counts for nobody, and goes when the next job asks for a slot or for space
             held = arena.plain.zrangebyscore(name, time.time(), "+inf")
-            left += [f"a slot, {name}: {held}"] if held else []
+            left += [f"a slot or space, {name}: {held}"] if held else []
     return left
 
 

@@ -19,7 +19,8 @@ from tests.conftest import MakeClip
 from tests.containers import stack
 from tests.containers.stack import Stack, docker, until, with_gpus
 from tests.gpu import DEVICE_GROUP, Device, DeviceMachine
-from transcoder import Client, JobSpec
+from transcoder import Client, JobSpec, capacity
+from transcoder.capacity import CapacityFile, Measurement
 from transcoder.errors import NoRoute
 
 pytestmark = [
@@ -41,6 +42,8 @@ SIMPLE: dict[str, object] = {
 }
 """Little to try, and engines that take their time: two seconds for the clip."""
 REQUIRE: dict[str, Any] = {"acceleration": {"policy": "require"}}
+STREAM = 640 * 360 * 25
+"""Pixels per second of a job of the clip."""
 COUNTED = re.compile(r'^transcoder_gpu_engine_seconds_total\{device="(\S+)",engine="\S+"\} (\S+)$', re.MULTILINE)
 
 
@@ -165,6 +168,23 @@ def test_containers_of_one_stack_each_share_the_gpu(
         assert {result["device"] for result in results} == {FIRST}
         assert all(result["on_gpu"] for result in results)
         assert len({running.client.status(job).owner for job in jobs}) == 2
+
+
+def test_two_containers_never_ask_a_gpu_for_more_sessions_than_it_has(
+    vaapi_image: str, device_machine: DeviceMachine, tmp_path: Path, clip: Path
+) -> None:
+    gpu = device_machine.add("renderD128", SIMPLE)
+    one = Measurement(pixels_per_second=STREAM + 1, streams=1, workload="360p25", measured="now")
+    (tmp_path / "capacity.json").write_text(capacity.text(CapacityFile(devices={FIRST: one})))
+    overlays, path = ("gpu", "stack-each", "capacity"), str(tmp_path / "capacity.json")
+    with site(tmp_path, clip, device_machine, {"worker": [gpu]}, *overlays, STACKS="2", CAPACITY=path) as running:
+        until(lambda: running.devices_served() == [FIRST, FIRST], "both containers serve the GPU")
+        gpu.configure({**SIMPLE, "max_sessions": 1})
+        jobs = [running.submit(**REQUIRE) for _ in range(4)]
+        assert [running.client.wait(job)["tried"] for job in jobs] == [[]] * 4, "no session was refused"
+        histories = [running.client.status(job) for job in jobs]
+        assert len({status.owner for status in histories}) == 2
+        assert any("waiting" in [moment.what for moment in status.history] for status in histories)
 
 
 def test_one_container_of_several_stacks_runs_them_at_the_same_time_on_its_gpu(
