@@ -446,6 +446,19 @@ def test_finished_records_expire_and_unfinished_ones_do_not(server: services.Red
     ledger.close()
 
 
+def test_the_index_of_a_state_that_no_job_comes_to_any_more_is_pruned_too(
+    server: services.Redis, plain: redis_py.Redis
+) -> None:
+    ledger = Ledger(server.url, retention=1)
+    submit(ledger, "old")
+    ledger.cancel("old")
+    time.sleep(1.2)
+    ledger.tend(60)
+    assert plain.zcard("transcoder:jobs") == 0
+    assert plain.zcard("transcoder:state:cancelled") == 0
+    ledger.close()
+
+
 def test_jobs_are_listed_newest_first_and_by_state(ledger: Ledger) -> None:
     for job_id in "abc":
         submit(ledger, job_id)

@@ -22,7 +22,7 @@ from tests.conftest import MakeClip
 from tests.local import children
 from tests.test_job import COMB, Seen, Site, ffmpeg, turned
 from transcoder.dialect import PIXELS
-from transcoder.errors import NoRouteWorked
+from transcoder.errors import InputUnreadable, NoRouteWorked
 from transcoder.events import Published
 from transcoder.machine import Machine
 from transcoder.policy import Policy
@@ -470,6 +470,20 @@ def test_required_acceleration_that_fails_is_one_clear_failure(
     site = on("whole")
     with surveyed("whole").broken({"fault.encode": "status 24 at 10"}), pytest.raises(NoRouteWorked, match="vaapi: "):
         site.run(make_clip("testsrc2=s=320x180:r=25:d=1"), acceleration=HARD)
+    assert list(site.folder.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("policy", "told"), [("require", True), ("prefer", False)])
+def test_a_source_that_only_a_gpu_has_called_damaged_is_said_to_be_so(
+    surveyed: Survey, on: OnDevice, make_clip: MakeClip, policy: str, told: bool
+) -> None:
+    whole, site = make_clip("testsrc2=s=320x180:r=25:d=4", extra=("-movflags", "+faststart")), on("whole")
+    cut = site.folder.parent / "cut.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    with surveyed("whole").broken({}), pytest.raises(InputUnreadable) as refused:
+        site.run(cut, acceleration={"policy": policy})
+    assert ("Software, which may read it, was not asked" in refused.value.next_step) == told
     assert list(site.folder.iterdir()) == []
 
 

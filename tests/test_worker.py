@@ -649,6 +649,7 @@ def test_what_killed_ffmpeg_twice_is_tried_in_software_only_where_that_may_be(
     assert tried_on == [(GPU,), devices]
     assert parts.fields()["state"] == "quarantined"
     assert "died 4 times" in parts.fields()["error"]
+    assert ("in software too" in parts.fields()["error"]) == (policy == "prefer")
 
 
 NO_ROUTE, NONE_WORKED = NoRoute("this machine offers none"), NoRouteWorked("all failed")

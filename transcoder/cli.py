@@ -386,7 +386,7 @@ def quarantine(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many, the newest first.")] = 50,
     json: AsJson = False,
 ) -> None:
-    """List the jobs on whose source ffmpeg died again and again, in software too.
+    """List the jobs on whose source ffmpeg died again and again, in software too where that is allowed.
 
     With --json each has its evidence: command, ffmpeg's last words, what the source is, the worker and its device.
     """

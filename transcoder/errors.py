@@ -167,7 +167,7 @@ class WorkersLost(TranscoderError):
 
 
 class Quarantined(TranscoderError):
-    """ffmpeg died again and again on this source, in software too: nothing runs it again by itself."""
+    """ffmpeg died again and again on this source, in software too where it may run: nothing runs it again by itself."""
 
     exit_code = 20
     summary = "ffmpeg died again and again on the source, which rests in quarantine"

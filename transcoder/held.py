@@ -262,10 +262,11 @@ class Held:
     def quarantined(self, wrong: TranscoderError) -> Quarantined:
         """The error of a source on which ffmpeg died again and again, with all that is needed to look into it."""
         deaths = self._before.crashes + self._crashes
+        where = "on hardware, which it requires" if self.asked.acceleration.policy == "require" else "in software too"
         told = self._equipment.station.told()
         evidence = {**wrong.evidence, "source": self._source, "worker": asdict(told), "crashes": deaths}
         return Quarantined(
-            f"ffmpeg died {deaths} times on {self.asked.source!r}, in software too: {wrong.what}",
+            f"ffmpeg died {deaths} times on {self.asked.source!r}, {where}: {wrong.what}",
             f"`transcoder status {self.job_id} --json` has the evidence; `transcoder retry {self.job_id}` tries again.",
             json.loads(log.without_passwords(json.dumps(evidence, default=str))),
         )

@@ -28,7 +28,7 @@ from transcoder.events import (
     Verifying,
 )
 from transcoder.faults import Fault, FaultClass, last_words, stage
-from transcoder.machine import Machine
+from transcoder.machine import SOFTWARE, Machine
 from transcoder.manifest import Attempt
 from transcoder.media import Media
 from transcoder.plan import Plan, following, plan
@@ -255,6 +255,8 @@ def _conclusion(spec: JobSpec, command: Command, fault: Fault, tried: list[Tried
     match fault.kind:
         case FaultClass.INPUT:
             hint = "Bring a whole copy, or allow --salvage to publish what can be read."
+            if command.route.api != SOFTWARE:
+                hint += " Software, which may read it, was not asked: acceleration is required."
             return InputUnreadable(f"the source {spec.source!r} is damaged or cut short: {fault.what}", hint, evidence)
         case FaultClass.BLOCKED:
             hint = "Look at the storage, and submit again once it answers."

@@ -185,6 +185,10 @@ def _judge_file(path: Path, output: dict[str, Any]) -> str | None:
     )
     if done.returncode or done.stderr or told != tuple(output[name] for name in ("codec", "width", "height", "frames")):
         return f"{path} is {told} to ffprobe, which says {done.stderr!r}, and {output} in its manifest"
+    played = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-i", str(path), "-f", "null", "-"]
+    done = subprocess.run(played, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode or done.stderr:
+        return f"{path} cannot be played to its end: {done.stderr!r}"
     return None
 
 
