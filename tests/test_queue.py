@@ -16,7 +16,7 @@ import pytest
 import redis as redis_py
 
 from tests import services
-from transcoder import queue
+from transcoder import ledger, queue
 from transcoder.placement import QUEUES, queue_name
 
 VARYING = ("id", "root_id", "correlation_id", "reply_to", "origin", "delivery_tag")
@@ -24,7 +24,7 @@ VARYING = ("id", "root_id", "correlation_id", "reply_to", "origin", "delivery_ta
 
 NAPS = """
 import os, sys, time
-from transcoder import queue
+from transcoder import ledger, queue
 
 def begun(what):
     os.write(1, f"begun {what}\\n".encode())  # in one piece, among threads
@@ -85,7 +85,7 @@ def test_our_message_is_the_one_that_celery_would_send(redis: services.Redis, pr
     ours = queue.message("0123456789abcdef", priority)
     app = queue.app_for(redis.url)
     app.send_task(
-        queue.TASK, args=("0123456789abcdef",), queue=ours.queue, priority=queue.step(priority), ignore_result=True
+        queue.TASK, args=("0123456789abcdef",), queue=ours.queue, priority=ledger.step(priority), ignore_result=True
     )
     with redis_py.Redis.from_url(redis.url, decode_responses=True) as client:
         theirs = client.rpop(ours.list_key)
@@ -100,7 +100,7 @@ def test_every_message_has_a_name_of_its_own() -> None:
 
 
 def test_nine_is_the_most_urgent_and_redis_counts_the_other_way() -> None:
-    assert [queue.step(priority) for priority in (0, 5, 9)] == [9, 4, 0]
+    assert [ledger.step(priority) for priority in (0, 5, 9)] == [9, 4, 0]
 
 
 def test_a_message_goes_to_its_queue_and_its_priority() -> None:
@@ -204,7 +204,7 @@ def test_hardware_comes_before_software_and_priority_before_both(redis: services
 
 CONSUMER_DIES = """
 import os, sys, time
-from transcoder import queue
+from transcoder import ledger, queue
 
 def run(job_id):
     os.write(1, b"begun\\n")

@@ -39,18 +39,20 @@ def leases(server: services.Redis, plain: redis_py.Redis) -> Iterator[Slots]:
 class Asking:
     """A job in a thread of its own that asks for a slot and holds it until it is told to go."""
 
-    def __init__(self, leases: Slots, lease: str, cost: float = 60, capacity: Capacity = GPU) -> None:
+    def __init__(
+        self, leases: Slots, lease: str, cost: float = 60, capacity: Capacity = GPU, behind: float = 0
+    ) -> None:
         self.held, self.go, self.stop, self.waits = (threading.Event() for _ in range(4))
         self.at = 0.0
         self.error: Exception | None = None
-        self._words = (leases, lease, cost, capacity)
+        self._words = (leases, lease, cost, capacity, behind)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
-        leases, lease, cost, capacity = self._words
+        leases, lease, cost, capacity, behind = self._words
         try:
-            with leases.slot(capacity, cost, lease, cancelled=self.stop.is_set, waits=self.waits.set):
+            with leases.slot(capacity, cost, lease, behind=behind, cancelled=self.stop.is_set, waits=self.waits.set):
                 self.at = time.monotonic()
                 self.held.set()
                 self.go.wait(30)
@@ -65,9 +67,11 @@ class Asking:
 
 
 @contextmanager
-def asking(leases: Slots, lease: str, cost: float = 60, capacity: Capacity = GPU) -> Iterator[Asking]:
+def asking(
+    leases: Slots, lease: str, cost: float = 60, capacity: Capacity = GPU, behind: float = 0
+) -> Iterator[Asking]:
     """The job, from when it has its slot or its place in the line."""
-    job = Asking(leases, lease, cost, capacity)
+    job = Asking(leases, lease, cost, capacity, behind)
     try:
         while not job.held.is_set() and not job.waits.is_set():
             time.sleep(0.001)
@@ -120,6 +124,21 @@ def test_a_big_job_is_not_starved_by_small_ones_that_would_fit(leases: Slots) ->
         assert not late.held.wait(0.5)
         small.end()
         assert big.held.wait(5)
+        assert late.held.wait(5)
+
+
+def test_a_more_urgent_job_goes_first_and_the_others_are_not_held_up_for_ever(leases: Slots) -> None:
+    with asking(leases, "runs", 100) as runs, ExitStack() as rest:
+        assert runs.held.wait(5)
+        low = rest.enter_context(asking(leases, "low", 100, behind=600))
+        late = rest.enter_context(asking(leases, "urgent", 100, behind=0))
+        waiting = leases._redis.zrange(f"transcoder:slots:{GPU.key}:waiters", 0, -1)
+        assert waiting == ["urgent", "low"]
+        leases._redis.zincrby(f"transcoder:slots:{GPU.key}:waiters", -601, "low")  # it has waited as long as that
+        runs.end()
+        assert low.held.wait(5)
+        assert not late.held.is_set()
+        low.end()
         assert late.held.wait(5)
 
 

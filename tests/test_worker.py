@@ -555,6 +555,23 @@ def encodes(api: str, fault: FaultClass | None = None, then: TranscoderError | N
     return transcode
 
 
+def test_a_job_stands_in_the_line_for_a_slot_by_its_priority(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    stood: list[float] = []
+
+    @contextmanager
+    def slot(*_: object, behind: float, **__: object) -> Iterator[None]:
+        stood.append(behind)
+        yield
+
+    monkeypatch.setattr(Slots, "slot", slot)
+    for priority in (9, 5, 0):
+        held = parts.holds(f"job{priority}")
+        held.asked = JobSpec(source="/media/in.mkv", target="/media/out.mp4", priority=priority)
+        with held.slot(Command(Route("software", "software"), "", "/media/in.mkv", (), cost=1.0)):
+            pass
+    assert stood == [0, 2400, 5400]
+
+
 def serve(parts: Parts, owner: str, *queues: str) -> None:
     parts.ledger.beat(owner, [], Told(name=owner, queues=tuple(map(queue_name, queues))))
 

@@ -40,7 +40,7 @@ from transcoder.events import (
     phase,
 )
 from transcoder.faults import FaultClass, blames_device
-from transcoder.ledger import Claimed, Following, Ledger, Place, Report
+from transcoder.ledger import Claimed, Following, Ledger, Place, Report, step
 from transcoder.machine import SOFTWARE
 from transcoder.slots import Capacity, Slots
 from transcoder.space import Space
@@ -65,8 +65,9 @@ class Equipment:
 class Share:
     """What this worker may take of its device, its CPUs and its disks, which others take of, too."""
 
-    def __init__(self, leases: Slots, budgets: Budgets, space: Space) -> None:
+    def __init__(self, leases: Slots, budgets: Budgets, space: Space, rise: float = 600.0) -> None:
         self.slots = leases
+        self._rise = rise
         self.space = space
         self._budgets = budgets
         self._cpus = slots.of_cpus(budgets.of_cpus().pixels_per_second)
@@ -78,6 +79,10 @@ class Share:
     def capacity(self, device: str | None) -> Capacity:
         """The device, or the CPUs for None."""
         return slots.of_device(device, self.budget(device).pixels_per_second) if device else self._cpus
+
+    def behind(self, priority: int) -> float:
+        """Seconds by which a job stands behind the most urgent in the line for a slot: what it takes to rise so far."""
+        return step(priority) * self._rise
 
     def usage(self, device: str | None) -> Mapping[str, slots.Usage]:
         """How much of each is taken, by everybody."""
@@ -175,7 +180,8 @@ class Held:
         capacity = share.capacity(command.route.device)
         lease = f"{self.job_id}.{self.fence}.{next(self._leases)}"
         waits = partial(self._begin, "waiting", f"a slot on {capacity.name}")
-        with share.slots.slot(capacity, command.cost, lease, cancelled=self.cancelled, waits=waits):
+        behind = share.behind(self.asked.priority)
+        with share.slots.slot(capacity, command.cost, lease, behind=behind, cancelled=self.cancelled, waits=waits):
             self._equipment.metrics.waited(capacity.name, monotonic() - asked)
             yield
 

@@ -289,6 +289,11 @@ class Figures:
     queues: Mapping[str, QueueFigures] = field(default_factory=dict)
 
 
+def step(priority: int) -> int:
+    """A priority, 9 the most urgent, as kombu's Redis transport counts: 0 the most urgent."""
+    return len(STEPS) - 1 - priority
+
+
 def connect(url: str) -> redis.Redis:
     """A client that fails soon and clearly. Nothing is sent before it is used.
 

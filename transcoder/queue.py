@@ -30,18 +30,13 @@ TASK: Final = "transcoder.run"
 DEFAULT: Final = queue_name(SOFTWARE)
 
 
-def step(priority: int) -> int:
-    """A priority, 9 the most urgent, as kombu's Redis transport counts: 0 the most urgent."""
-    return len(ledger.STEPS) - 1 - priority
-
-
 def message(job_id: str, priority: int, queue: str = DEFAULT) -> Message:
     """A job's message as Celery's own producer would put it on that queue (task protocol 2 in kombu's envelope).
 
     It is made here because the ledger writes it in the same step as the record. A test holds it against a message
     that Celery itself has sent.
     """
-    level, name = step(priority), f"{job_id}.{secrets.token_hex(4)}"
+    level, name = ledger.step(priority), f"{job_id}.{secrets.token_hex(4)}"
     body = json.dumps([[job_id], {}, _EMBED]).encode()
     envelope = {
         "body": base64.b64encode(body).decode(),

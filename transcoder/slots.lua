@@ -1,6 +1,7 @@
 -- The leases on what a device, or the CPUs of a container, can bear. slots.py puts the constants before this text:
 -- TTL (seconds that a lease lives without a word from its holder), KEPT (seconds that what nobody uses is kept).
--- Whoever asks first is served first: a big job is not starved by small ones that would fit before it.
+-- Among equals whoever asks first is served first: a big job is not starved by small ones that would fit before it. One
+-- that is less urgent stands `behind`, by so many seconds, as if it had come later: so nobody waits for ever.
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -54,14 +55,14 @@ local function keep(place)
 end
 
 -- a place in the line, or at its head; or the lease once more
-local function ask(place, lease, cost, first)
+local function ask(place, lease, cost, behind, first)
   if redis.call('ZSCORE', key(place, 'leases'), lease) then
     redis.call('ZADD', key(place, 'leases'), now + TTL, lease)
     return
   end
   if not redis.call('ZSCORE', key(place, 'waiters'), lease) then
-    local ticket = redis.call('INCR', key(place, 'ticket'))
-    redis.call('ZADD', key(place, 'waiters'), first and -ticket or ticket, lease)
+    local turn = first and -redis.call('INCR', key(place, 'ticket')) or string.format('%.6f', now + behind)
+    redis.call('ZADD', key(place, 'waiters'), turn, lease)
     redis.call('HSET', key(place, 'costs'), lease, cost)
     redis.call('HSET', 'transcoder:slots:places', lease, place)
   end
@@ -73,7 +74,7 @@ local operations = {}
 function operations.ask(words)
   sweep(words.place)
   redis.call('SET', key(words.place, 'budget'), words.budget)
-  ask(words.place, words.lease, words.cost, false)
+  ask(words.place, words.lease, words.cost, words.behind or 0, false)
   grant(words.place)
   keep(words.place)
   if not redis.call('ZSCORE', key(words.place, 'leases'), words.lease) then return {'waits'} end
@@ -87,7 +88,7 @@ function operations.renew(words)
   for _, held in ipairs(words.leases) do
     local place, lease, cost = unpack(held)
     sweep(place)
-    ask(place, lease, cost, true)
+    ask(place, lease, cost, 0, true)
     grant(place)
     keep(place)
   end

@@ -84,18 +84,20 @@ class Slots:
         cost: float,
         lease: str,
         *,
+        behind: float = 0.0,
         cancelled: Callable[[], bool] = lambda: False,
         waits: Callable[[], None] = lambda: None,
     ) -> Iterator[None]:
         """Hold `cost` pixels per second of a capacity; one that costs more than there is has all of it, alone.
 
         Waits for it, also while Redis is away; `waits` is called once where it is not free at once. `lease` is a name
-        that nobody else has.
+        that nobody else has. It stands in the line as if it had come `behind` seconds later.
 
         Raises:
             JobCancelled: it was `cancelled` while it waited.
         """
-        self._take(capacity, cost, lease, cancelled, waits)
+        words = {"place": capacity.key, "lease": lease, "cost": cost, "budget": capacity.budget, "behind": behind}
+        self._take(capacity, words, cancelled, waits)
         with self._lock:
             self._held[lease] = (capacity, cost)
         try:
@@ -147,10 +149,13 @@ class Slots:
         self._redis.close()
 
     def _take(
-        self, capacity: Capacity, cost: float, lease: str, cancelled: Callable[[], bool], waits: Callable[[], None]
+        self,
+        capacity: Capacity,
+        words: Mapping[str, object],
+        cancelled: Callable[[], bool],
+        waits: Callable[[], None],
     ) -> None:
-        words = {"place": capacity.key, "lease": lease, "cost": cost, "budget": capacity.budget}
-        told = False
+        lease, told = str(words["lease"]), False
         while True:
             try:
                 if self._change("ask", **words) == ["yours"]:

@@ -124,7 +124,7 @@ def _work(chosen: Settings, post: Post) -> int:
     media.start()
     station = Station(post, policy, rules, changed=heart.changed, obstacle=media.trouble)
     redis = connect(chosen.broker_url)
-    share = Share(Slots(redis), budgets, Space(redis))
+    share = Share(Slots(redis), budgets, Space(redis), chosen.rise)
     equipped: Future[Equipment] = Future()
     looked = _aside(lambda: _look(chosen, station, share, ledger, heart, equipped))
     reaper = Reaper(ledger, owner, chosen.lease, taken_back=_taken_back(share, equipped))

@@ -21,7 +21,7 @@ from benchmarks.figures import bootstrap, quantile
 from benchmarks.report import Row
 from benchmarks.stand import Block, Stand, spec
 from tests import services
-from transcoder import queue
+from transcoder import ledger, queue
 from transcoder.client import Client
 
 HOP_BOUND, SUBMIT_BOUND = 1.5, 1.3
@@ -114,7 +114,7 @@ def _bare(stand: Stand, task: Any, heard: stamps.Stamps, name: str) -> Block:
     job_id = secrets.token_hex(8)
     _settle(stand)
     began = time.monotonic_ns()
-    task.apply_async((job_id,), priority=queue.step(5))
+    task.apply_async((job_id,), priority=ledger.step(5))
     submitted = time.monotonic_ns()
     return {f"{name}.submit": (submitted - began) / 1e9, f"{name}.hop": (heard.wait_for(job_id) - began) / 1e9}
 

@@ -45,7 +45,7 @@ def run(stand: Stand) -> list[Row]:
         client = stack.enter_context(_client(stand))
         task = bare.app_for(stand.redis.url, options).tasks[bare.TASK]
         for number in range(WORKERS):
-            task.apply_async((str(number),), priority=queue.step(5))
+            task.apply_async((str(number),), priority=ledger.step(5))
         begun(heard, [str(number) for number in range(WORKERS)])  # they are there
         jobs = stand.times(500, 2500)
         arms = {
@@ -114,7 +114,7 @@ def _wait_until_published(stand: Stand, ids: Sequence[str]) -> None:
 def _bare(task: Any, heard: stamps.Stamps, workers: Sequence[services.Service], jobs: int, name: str) -> Block:
     ids = [secrets.token_hex(8) for _ in range(jobs)]
     for job_id in ids:
-        task.apply_async((job_id,), priority=queue.step(5))
+        task.apply_async((job_id,), priority=ledger.step(5))
     with going(workers):
         went = time.monotonic()
         return {f"{name}.run": begun(heard, ids) - went}
