@@ -18,7 +18,7 @@ from benchmarks.report import Row
 from benchmarks.stand import Stand
 from tests import services
 
-SUITES = ("path", "hop", "start", "ladder", "memory", "growth", "real", "rate", "slots")
+SUITES = ("path", "hop", "start", "ladder", "memory", "growth", "real", "rate", "slots", "takeover")
 RESULTS = Path(__file__).resolve().parent.parent / ".cache" / "benchmarks"
 
 
