@@ -1,7 +1,8 @@
 """From the kill of a worker to the next attempt at its job, by another worker that has a place free.
 
 Two real workers with one place each; the one that encodes is killed (SIGKILL), its job begins again in the other, as
-the record says, and another worker takes the dead one's place. How far into its heartbeat a worker is when it dies is chance.
+the record says, and another worker takes the dead one's place. How far into its heartbeat a worker is when it dies is
+chance.
 """
 
 from __future__ import annotations
