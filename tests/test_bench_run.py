@@ -433,6 +433,37 @@ def test_a_block_in_which_a_simulated_device_takes_the_cpus_ends_it_and_does_not
     assert any("ended before its time: the stacks of " in note for note in kept.notes)
 
 
+def test_a_stack_that_fails_in_a_block_of_a_simulated_device_is_left_out_however_short_and_busy_it_was(
+    gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
+) -> None:
+    simple(gpus, monkeypatch, rate=10_000_000)
+    usual = gpu.Gpu(gpus, "renderD128").config.read_text()
+    monkeypatch.setattr(design, "BUSY", 2.0)
+
+    def fail() -> None:
+        monkeypatch.setattr(design, "BUSY", 0.0)
+        configure(gpus, f"{usual}fault.context.encode = status 1\n")
+
+    def mend() -> None:
+        monkeypatch.setattr(design, "BUSY", 2.0)
+        configure(gpus, usual)
+
+    asked = light(make_clip, pilot=3)
+    found = runner.topology(asked, Destination(str(tmp_path / "result.json")), Blocks({2: fail, 3: mend}))
+    assert not found.partial
+    troubled = {run.block for run in found.runs if any(stack.trouble for stack in run.stacks)}
+    assert troubled == {1}
+    assert any(trouble.endswith("this run is left out.") for trouble in analysis.analyse(found, 100).troubles)
+
+
+def configure(machine: gpu.Machine, words: str) -> None:
+    """Say anew what the device is; the file is replaced in one step, since a running device reads it."""
+    config = gpu.Gpu(machine, "renderD128").config
+    unfinished = config.with_name(".unfinished")
+    unfinished.write_text(words)
+    unfinished.rename(config)
+
+
 def test_other_programs_that_take_the_cpus_end_no_block_of_a_simulated_device_and_are_named(
     gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
 ) -> None:

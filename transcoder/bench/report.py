@@ -174,10 +174,10 @@ def _compared(result: Result) -> list[Block]:
 def _outputs(result: Result) -> str:
     """How it was seen that all did the same work."""
     if repeatable(result):
-        return "The outputs of all runs were compared byte by byte, by their SHA-256."
+        return "The outputs of all runs that count were compared byte by byte, by their SHA-256."
     return (
-        "The outputs of all runs were compared by their number of pictures alone: two runs of a GPU's encoder need not "
-        "make the same bytes."
+        "The outputs of all runs that count were compared by their number of pictures alone: two runs of a GPU's "
+        "encoder need not make the same bytes."
     )
 
 

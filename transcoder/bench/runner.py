@@ -342,7 +342,7 @@ class _Session(Session):
         if planned.warmup:
             self._refuse_trouble(run.cell, run, self._result.workload.frames)
             self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
-        else:
+        elif not trouble(run, self._result.workload.frames):  # which is left out, and short, so that its start is all
             self._refuse_busy(run, _LIGHTER)
         self._show.ran(run)
         return run
