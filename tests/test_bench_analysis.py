@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transcoder.bench import analysis
+from transcoder.bench import analysis, statistics
 from transcoder.bench.analysis import Analysis, analyse
-from transcoder.bench.contrasts import Contrast, Estimate, Metric, deviation, judge, throughput
+from transcoder.bench.contrasts import Contrast, Estimate, Metric, Verdict, deviation, judge, throughput
 from transcoder.bench.result import (
     Blast,
     Cell,
@@ -46,7 +46,8 @@ def test_equal_packings_are_said_to_make_no_difference_in_one_plain_sentence() -
         r"\(90 % interval 0\.\d{3}–1\.\d{3}, 30 blocks\)\.",
         found.headline,
     )
-    bare, noise, device = found.further
+    exact, bare, noise, device = found.further
+    assert re.fullmatch(r"The 95 % interval of that ratio has a half-width of 0\.\d+ %\.", exact)
     assert re.match(r"Bare ffmpeg ran at [01]\.\d{3} of one container's speed \(90 % interval ", bare)
     assert bare.endswith(", 30 blocks): no difference within 3 %.")
     assert noise.startswith("The noise floor, one container with 2 stacks against itself (A/A), was ")
@@ -61,9 +62,68 @@ def test_a_slower_packing_is_said_to_matter_and_how_much() -> None:
     assert contrast.ratio is not None
     assert contrast.ratio.value == pytest.approx(0.9, abs=0.01)
     assert of(found, TWO, "latency").verdict == "different"
-    assert found.headline.startswith("Packing matters: two containers ran at 0.")
-    assert "(95 % interval 0." in found.headline
-    assert re.search(r": (9\.\d|1\d|10) % slower\.$", found.further[0])
+    assert re.fullmatch(
+        r"Packing matters: two containers ran at 0\.\d{3} of one's speed "
+        r"\(95 % interval 0\.\d{3}–0\.\d{3}, 24 blocks\): "
+        r"different, (9\.\d|1\d|10) % slower, and by more than 3 % over the whole interval\.",
+        found.headline,
+    )
+    assert re.search(r": different, (9\.\d|1\d|10) % slower, and by more than 3 % over the whole ", found.further[1])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.95, 0.98), (1.02, 1.05), (0.972, 0.99)])
+def test_a_difference_that_may_lie_within_the_margin_is_no_more_than_a_difference(low: float, high: float) -> None:
+    value = (low + high) / 2
+    told = analysis._headline(contrast_of(Estimate(value, low, high, low, high, 11), "different"), 0.03, several=False)
+    way = "slower" if value < 1 else "faster"
+    assert told.startswith(
+        f"Packing makes a difference: two containers ran at {value:.3f} of one's speed (95 % interval "
+    )
+    assert told.endswith(
+        f", 11 blocks): different, {analysis._percent(abs(value - 1))} {way}, and whether by more than 3 % is open."
+    )
+
+
+@pytest.mark.parametrize(
+    ("wider", "words"),
+    [(0.0512, "equivalent at 6 %."), (0.8, "equivalent at no margin up to 50 %."), (math.inf, "50 %.")],
+)
+def test_what_cannot_be_said_names_the_margin_and_the_one_that_holds(wider: float, words: str) -> None:
+    contrast = contrast_of(Estimate(1.004, 0.971, 1.039, 0.96, 1.05, 11), "inconclusive", wider)
+    told = analysis._headline(contrast, 0.03, several=False)
+    assert told.startswith(
+        "This run cannot say whether packing matters: two containers ran at 1.004 of one's speed "
+        "(90 % interval 0.971–1.039, 11 blocks): inconclusive at 3 %, "
+    )
+    assert told.endswith(words)
+
+
+@given(noise=st.sampled_from([0.001, 0.02, 0.1]), factor=st.floats(0.85, 1.15), blocks=st.integers(2, 9))
+@settings(deadline=None, max_examples=25)
+def test_the_first_line_has_margin_and_interval_whatever_was_found(noise: float, factor: float, blocks: int) -> None:
+    told = analyse(made(blocks, noise=noise, cells=(TWO,), slower={TWO: factor}), 100).headline
+    assert "3 %" in told
+    assert "% interval " in told or "too few blocks for an interval" in told
+    assert told.count(". ") == 0, "one sentence"
+
+
+def test_the_half_width_of_the_main_ratio_is_said_right_after_it() -> None:
+    found = analyse(made(12, noise=0.1), RESAMPLES)
+    half = math.expm1(statistics.half_width(logs_of(made(12, noise=0.1), TWO, ONE)))
+    assert found.further[0] == f"The 95 % interval of that ratio has a half-width of {analysis._percent(half)}."
+    assert not any("half-width" in line for line in analyse(made(2), RESAMPLES).further), "two blocks have no interval"
+
+
+def logs_of(result: Result, cell: Cell, other: Cell) -> list[float]:
+    def fps(block: int, cell: Cell) -> float:
+        return sum(next(throughput(run)[0] for run in result.runs
+                        if (run.block, run.cell, run.again) == (block, cell, False)))  # fmt: skip
+
+    return [math.log(fps(block, cell) / fps(block, other)) for block in {run.block for run in result.runs}]
+
+
+def contrast_of(ratio: Estimate, verdict: Verdict, wider: float = 0.05) -> Contrast:
+    return Contrast(TWO, ONE, "fps", ratio, verdict, 0.5, 0.5, False, 0, wider)
 
 
 def test_too_much_noise_is_called_inconclusive_with_what_would_settle_it() -> None:
@@ -74,8 +134,11 @@ def test_too_much_noise_is_called_inconclusive_with_what_would_settle_it() -> No
     assert contrast.more_blocks > 20
     assert 0.03 < contrast.wider < 0.3
     assert found.headline.startswith("This run cannot say whether packing matters: two containers ran at ")
-    assert re.search(r"12 blocks\); the noise floor \(A/A\) was [01]\.\d{3}\.$", found.headline)
-    forecast = found.further[0].removeprefix("About ").removesuffix(" more blocks would settle it.")
+    assert found.headline.endswith(
+        f", 12 blocks): inconclusive at 3 %, equivalent at {math.ceil(contrast.wider * 100)} %."
+    )
+    assert any(line.startswith("The noise floor, ") for line in found.further)
+    forecast = found.further[1].removeprefix("About ").removesuffix(" more blocks would settle it.")
     assert int(forecast.replace(",", "")) == pytest.approx(contrast.more_blocks, rel=0.05)
     said_of = analysis.verdicts(found, made(0))["2 × 1"]
     assert f"inconclusive at 3 %, equivalent at {math.ceil(contrast.wider * 100)} %." in said_of
@@ -86,7 +149,7 @@ def test_with_several_numbers_of_stacks_the_headline_tells_which_and_a_differenc
     result = made(24, noise=0.01, cells=(TWO, Cell(containers=1, stacks=4), halves, four), slower={TWO: 0.8})
     found = analyse(result, RESAMPLES)
     assert found.headline.startswith("Packing of 2 stacks matters: two containers ran at 0.")
-    assert re.match(r"Other packings: 2 × 2 equivalent \([01]\.\d+\); 4 × 1 equivalent \(", found.further[0])
+    assert re.match(r"Other packings: 2 × 2 equivalent \([01]\.\d+\); 4 × 1 equivalent \(", found.further[1])
     equal = analyse(made(24, noise=0.01, cells=(TWO, Cell(containers=1, stacks=4), halves, four)), RESAMPLES)
     assert equal.headline.startswith("Packing of 4 stacks makes no difference within 3 %: four containers ran at ")
 
@@ -124,7 +187,7 @@ def test_no_percentage_is_told_as_a_power_of_ten(share: float) -> None:
 def test_a_finished_pilot_says_how_many_more_and_the_troubles_name_the_same_number() -> None:
     found = analyse(piloted(12, of=8, wanted=100), RESAMPLES)
     assert of(found, TWO).more_blocks == 88
-    assert found.further[0] == "About 88 more blocks would settle it."
+    assert found.further[1] == "About 88 more blocks would settle it."
     assert said(found, "The time allowed 12 of the 100 blocks that ± 3 % asks for")
     assert of(found, TWO, "cpu").more_blocks not in (0, 88), "it asks by frames per second alone"
 
@@ -137,7 +200,7 @@ def test_a_pilot_that_was_cut_asked_for_nothing() -> None:
     assert of(found, TWO).more_blocks not in (None, 2502 - 6)
     few = analyse(piloted(3, of=8, wanted=2502), RESAMPLES)
     assert of(few, TWO).more_blocks is None
-    assert few.further[0] == "These are too few blocks to say how many more would settle it."
+    assert few.further[1] == "These are too few blocks to say how many more would settle it."
 
 
 def test_a_short_pilot_that_was_finished_foretells_nothing_either() -> None:
@@ -226,7 +289,8 @@ def test_two_blocks_have_no_interval() -> None:
     contrast = of(found, TWO)
     assert (contrast.ratio, contrast.verdict, contrast.more_blocks) == (None, "inconclusive", None)
     assert found.headline == (
-        "This run cannot say whether packing matters: it has too few blocks for an interval, which takes three."
+        "This run cannot say whether packing matters: inconclusive at 3 %, as it has too few blocks for an interval, "
+        "which takes three."
     )
 
 
@@ -378,7 +442,7 @@ def test_a_run_with_trouble_is_left_out_and_named() -> None:
     assert ratio.blocks == 3
 
 
-def test_outputs_that_differ_are_named_in_software_alone() -> None:
+def test_outputs_that_differ_are_named_where_two_runs_make_the_same_bytes() -> None:
     result = made(3)
     runs = tuple(
         run.model_copy(
@@ -390,8 +454,11 @@ def test_outputs_that_differ_are_named_in_software_alone() -> None:
     assert said(
         analyse(result, RESAMPLES), "The outputs differ, so not all cells did the same work: 1 × 2 | 2 × 1 | bare 2"
     )
-    hardware = result.model_copy(update={"workload": WORKLOAD.model_copy(update={"accel": "vaapi"})})
-    assert not said(analyse(hardware, RESAMPLES), "The outputs differ")
+    hardware = {"workload": WORKLOAD.model_copy(update={"accel": "vaapi"})}
+    simulated = result.model_copy(update={**hardware, "device": Device(kind="simulated", name="card")})
+    assert said(analyse(simulated, RESAMPLES), "The outputs differ, so not all cells")
+    real = result.model_copy(update={**hardware, "device": Device(kind="real", name="card")})
+    assert not said(analyse(real, RESAMPLES), "The outputs differ")
 
 
 def test_frames_that_are_missing_are_named() -> None:
@@ -430,10 +497,9 @@ def test_a_few_blocks_that_pull_the_mean_are_named() -> None:
 def test_a_simulated_device_is_named_beside_the_headline_and_may_not_be_held_up_by_cpus() -> None:
     result = made(4, device="simulated")
     found = analyse(result, RESAMPLES)
-    assert found.further[-2:] == (
-        "Each stack encoded by libx264 on simulated card.",
-        "The device is simulated: this proves the packing and the statistics, not a driver.",
-    )
+    assert found.further[-1] == "Each stack encoded by libx264 on a simulated GPU."
+    assert " ".join((found.headline, *found.further, *found.troubles)).count("simulated by a program") == 1
+    assert found.troubles[0].endswith("nothing of a real GPU or its driver.")
     assert not said(found, "The CPUs were")
     busy = tuple(run.model_copy(update={"cpu_busy": 0.7}) for run in result.runs)
     assert said(

@@ -20,7 +20,7 @@ from markdown_it.token import Token
 
 from transcoder.__main__ import main
 from transcoder.bench import files
-from transcoder.bench.analysis import Analysis
+from transcoder.bench.analysis import Analysis, analyse
 from transcoder.bench.compare import Side, compare, ratio_of, shifts, verdict_on
 from transcoder.bench.contrasts import Contrast, Estimate, Metric, Row
 from transcoder.bench.document import Bullets, Code, Document, Heading, Paragraph, Table, html, markdown
@@ -139,6 +139,7 @@ def test_the_page_is_headed_by_one_sentence_and_the_others_follow() -> None:
 def test_what_each_verdict_takes_is_said_once_beside_the_first() -> None:
     told = markdown(report(made(), concluded()))
     assert told.count("Inconclusive: neither, which says that more blocks are needed") == 1
+    assert "by more than 3 % only where all of that interval is farther from 1 than that." in told
     assert "fewer than 8 blocks the intervals are Student's" in told
     assert told.index("Equivalent: the whole 90 %") < told.index("| cell | against | verdict |")
 
@@ -160,10 +161,45 @@ def test_every_table_and_plot_says_what_the_device_was(kind: str, device: Device
     assert all(words in caption for caption in captions)
 
 
-def test_a_simulated_device_is_a_doubt_of_its_own() -> None:
-    loud = [block for block in report(made(device="simulated"), concluded()).blocks if isinstance(block, Bullets)]
-    assert loud[0].loud
-    assert "not the driver" in loud[0].items[0]
+def test_a_simulated_device_is_the_first_doubt_and_told_once() -> None:
+    result = made(device="simulated", word="Simulated GPU driver")
+    document = report(result, analyse(result, 100))
+    [loud] = [block for block in document.blocks if isinstance(block, Bullets) and block.loud]
+    assert loud.items[0].startswith("The GPU is simulated by a program: ")
+    assert [item for item in loud.items if "proves" in item or "simulated" in item] == [loud.items[0]]
+    assert "simulated Simulated" not in markdown(document)
+
+
+def test_the_report_says_how_outputs_were_compared() -> None:
+    bytewise, pictures = "compared byte by byte, by their SHA-256", "compared by their number of pictures alone"
+    kinds: tuple[DeviceKind, ...] = get_args(DeviceKind)
+    for kind in kinds:
+        told = markdown(report(made(device=kind), concluded()))
+        assert (bytewise in told, pictures in told) == (kind != "real", kind == "real")
+
+
+def test_beside_ratios_of_other_numbers_of_stacks_it_says_that_their_noise_floor_is_not_known() -> None:
+    words = "The noise floor is that of 2 stacks; of 4 and 8 it was not measured, and may be another."
+    found = concluded()
+    more = tuple(contrast(Cell(containers=n, stacks=n), metric, 1.0) for n in (4, 8) for metric in get_args(Metric))
+    document = report(made(), replace(found, contrasts=(*found.contrasts, *more)))
+    tables = [block.caption for block in document.blocks if isinstance(block, Table)]
+    beside = [caption for caption in tables if "is the noise floor" in caption or "after Holm" in caption]
+    assert len(beside) == 6
+    figures = [figure.caption for figure in document.figures if figure.name.startswith("forest")]
+    assert all(words in caption for caption in (*beside, *figures))
+    assert "it was not measured" not in markdown(report(made(), found))
+
+
+def test_where_engines_are_told_it_says_that_those_of_one_kind_are_added_up() -> None:
+    words = "engines of one kind are added up: several that all work are above 100 %"
+    found = concluded()
+    busy = replace(found, rows=tuple(replace(row, engine_busy=1.9) for row in found.rows))
+    captions = [block.caption for block in report(made(), busy).blocks if isinstance(block, Table)]
+    assert [words in caption for caption in captions if caption.startswith(("Medians", "Share"))] == [True, True]
+    stack = StackRun(container=0, started=0.0, ended=2.0, frames=250)
+    none = made(runs=tuple(run.model_copy(update={"stacks": (stack,)}) for run in made().runs))
+    assert words not in markdown(report(none, found)), "there is no GPU"
 
 
 def test_a_report_reads_as_before() -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import pytest
 import transcoder
 from tests import gpu
 from tests.conftest import MakeClip
-from transcoder.bench import design, destination, engines, janitor, rig, runner, session, sources
+from transcoder.bench import analysis, design, destination, engines, janitor, rig, runner, session, sources
 from transcoder.bench.destination import Destination
 from transcoder.bench.display import display
 from transcoder.bench.engines import Container, Granted, granted
-from transcoder.bench.result import Cell, Result
+from transcoder.bench.result import Cell, Result, Run
 from transcoder.errors import MachineBusy, TargetExists, TargetUnwritable
 
 pytestmark = pytest.mark.slow
@@ -63,6 +63,8 @@ def test_it_ends_with_a_verdict_and_says_where_all_of_it_is(
     out, done = ended
     lines = done.stdout.splitlines()
     assert lines[0].startswith(("Packing ", "This run cannot say whether packing matters"))
+    assert "3 %" in lines[0]
+    assert any("95 % interval of that ratio has a half-width of " in line for line in lines)
     assert any(line.startswith("The whole path through queue and worker ran at ") for line in lines)
     assert "Each stack encoded by software libx264: no GPU was measured." in lines
     assert lines[-1] == str(out)
@@ -371,14 +373,13 @@ def test_a_simulated_device_is_called_so_and_its_engines_are_counted(
 ) -> None:
     simple(gpus, monkeypatch, rate=5_000_000)
     monkeypatch.setattr(design, "BUSY", 2.0)  # other tests may load the machine meanwhile
-    short = str(make_clip("testsrc2=s=320x180:r=25:d=1"))
-    asked = runner.Asked(stacks=(2,), accel="vaapi", engine="processes", clip=short, budget=1, seconds=0.5, pilot=1)
     with display() as show:
-        found = runner.topology(asked, Destination(str(tmp_path / "result.json")), show)
+        found = runner.topology(light(make_clip), Destination(str(tmp_path / "result.json")), show)
     assert any("has only 25 pictures" in note for note in found.notes)
     assert found.device.kind == "simulated"
     assert found.workload.accel == "vaapi"
     assert all(sum(stack.engines.values()) > 0 for run in found.runs for stack in run.stacks)
+    assert len({stack.digest for run in found.runs for stack in run.stacks}) == 1, "its encoder repeats itself"
 
 
 def test_a_simulated_device_is_not_measured_while_the_cpus_are_busy(
@@ -389,6 +390,104 @@ def test_a_simulated_device_is_not_measured_while_the_cpus_are_busy(
     with display() as show, pytest.raises(MachineBusy, match="busy with"):
         runner.topology(asked, Destination(str(tmp_path / "result.json")), show)
     assert not list(tmp_path.glob("*.json"))
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def phase(self, sentence: str) -> None:
+        pass
+
+    def block(self, number: int, of: int | None, left: float) -> None:
+        pass
+
+    def ran(self, run: Run) -> None:
+        pass
+
+    def note(self, sentence: str) -> None:
+        pass
+
+
+class Blocks(Quiet):
+    """Does something when a block begins, counted from 1."""
+
+    def __init__(self, begun: dict[int, Callable[[], None]]) -> None:
+        self._begun = begun
+
+    def block(self, number: int, of: int | None, left: float) -> None:
+        self._begun.get(number, lambda: None)()
+
+
+def test_a_block_in_which_a_simulated_device_takes_the_cpus_ends_it_and_does_not_count(
+    gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
+) -> None:
+    simple(gpus, monkeypatch, rate=10_000_000)
+    monkeypatch.setattr(design, "BUSY", 2.0)
+    asked = light(make_clip, pilot=2)
+    show = Blocks({2: lambda: monkeypatch.setattr(design, "BUSY", 0.0)})
+    with pytest.raises(MachineBusy, match=r"the stacks of .* took \d+% of the CPUs: they would be measured"):
+        runner.topology(asked, Destination(str(tmp_path / "result.json")), show)
+    kept = Result.model_validate_json((tmp_path / "result.json").read_text())
+    assert kept.partial
+    assert {run.block for run in kept.runs if not run.warmup} == {0}, "of the block that was ended nothing counts"
+    assert any("ended before its time: the stacks of " in note for note in kept.notes)
+
+
+def test_a_stack_that_fails_in_a_block_of_a_simulated_device_is_left_out_however_short_and_busy_it_was(
+    gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
+) -> None:
+    simple(gpus, monkeypatch, rate=10_000_000)
+    usual = gpu.Gpu(gpus, "renderD128").config.read_text()
+    monkeypatch.setattr(design, "BUSY", 2.0)
+
+    def fail() -> None:
+        monkeypatch.setattr(design, "BUSY", 0.0)
+        configure(gpus, f"{usual}fault.context.encode = status 1\n")
+
+    def mend() -> None:
+        monkeypatch.setattr(design, "BUSY", 2.0)
+        configure(gpus, usual)
+
+    asked = light(make_clip, pilot=3)
+    found = runner.topology(asked, Destination(str(tmp_path / "result.json")), Blocks({2: fail, 3: mend}))
+    assert not found.partial
+    troubled = {run.block for run in found.runs if any(stack.trouble for stack in run.stacks)}
+    assert troubled == {1}
+    assert any(trouble.endswith("this run is left out.") for trouble in analysis.analyse(found, 100).troubles)
+
+
+def configure(machine: gpu.Machine, words: str) -> None:
+    """Say anew what the device is; the file is replaced in one step, since a running device reads it."""
+    config = gpu.Gpu(machine, "renderD128").config
+    unfinished = config.with_name(".unfinished")
+    unfinished.write_text(words)
+    unfinished.rename(config)
+
+
+def test_other_programs_that_take_the_cpus_end_no_block_of_a_simulated_device_and_are_named(
+    gpus: gpu.Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_clip: MakeClip
+) -> None:
+    simple(gpus, monkeypatch, rate=10_000_000)
+    usual = design.BUSY
+    monkeypatch.setattr(design, "BUSY", 2.0)  # until it is warm
+    with ExitStack() as after:
+
+        def load() -> None:
+            monkeypatch.setattr(design, "BUSY", usual)
+            after.enter_context(others())
+
+        show = Blocks({1: load, 2: after.close})
+        found = runner.topology(light(make_clip, pilot=2), Destination(str(tmp_path / "result.json")), show)
+    assert not found.partial
+    busy = [run.cpu_busy for run in found.runs if run.block == 0 and not run.warmup]
+    assert max(busy) > usual
+    assert any("busy beside a simulated device" in trouble for trouble in analysis.analyse(found, 100).troubles)
+
+
+def light(make_clip: MakeClip, pilot: int = 1) -> runner.Asked:
+    """As many blocks of a second's clip."""
+    short = str(make_clip("testsrc2=s=320x180:r=25:d=1"))
+    return runner.Asked(stacks=(2,), accel="vaapi", engine="processes", clip=short, budget=1, seconds=0.5, pilot=pilot)
 
 
 @pytest.mark.parametrize(

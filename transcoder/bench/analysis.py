@@ -41,6 +41,8 @@ class Analysis:
     """The sentences that follow the headline: other packings, bare, the whole path, the noise floor, the device."""
 
 
+_WIDEST: Final = 0.5
+"""The largest margin that a design may have, and so the largest that is told."""
 _NAMED: Final = 5
 """How many troubles of a kind are told apart; of more only the number is told."""
 
@@ -81,6 +83,11 @@ def packings(densities: Sequence[Density]) -> tuple[Cell, ...]:
     return tuple(shown)
 
 
+def repeatable(result: Result) -> bool:
+    """Whether two runs make the same bytes: software does, a simulated device's too, and a GPU's encoder need not."""
+    return result.device.kind != "real"
+
+
 def _topology(result: Result, contrasts: Sequence[Contrast]) -> list[str]:
     """The headline and what follows it: other packings, bare, the worker's whole path, the noise floor."""
     margin = result.design.margin
@@ -93,9 +100,9 @@ def _topology(result: Result, contrasts: Sequence[Contrast]) -> list[str]:
         return [nothing, _noise(floor)] if floor else ["No block was finished, so nothing can be said."]
     first = max(packed or bare or fps, key=_telling)
     several = len({one.cell.stacks for one in fps}) > 1
-    said = [_headline(first, floor, margin, several=several)]
-    if first.verdict == "inconclusive":
-        said += [*([f"{_capital(why)}."] if (why := _overruled(first, margin)) else []), _forecast(first)]
+    said = [_headline(first, margin, several=several), *_precision(first)]
+    said += [f"{_capital(why)}."] if not first.cell.worker and (why := _overruled(first, margin)) else []
+    said += [_forecast(first)] if first.verdict == "inconclusive" else []
     others = [one for one in packed if one is not first]
     if others:
         said.append(f"Other packings: {'; '.join(_briefly(one) for one in others)}.")
@@ -111,7 +118,7 @@ def _telling(contrast: Contrast) -> tuple[bool, bool, int, int]:
     return contrast.verdict == "different", cell.containers == cell.stacks, cell.stacks, cell.containers
 
 
-def _headline(contrast: Contrast, floor: Contrast | None, margin: float, *, several: bool) -> str:
+def _headline(contrast: Contrast, margin: float, *, several: bool) -> str:
     """As "Packing makes no difference within 3 %: two containers ran at 0.998 of one's speed (90 % interval …)"."""
     cell, ratio = contrast.cell, contrast.ratio
     if cell.worker:
@@ -120,33 +127,57 @@ def _headline(contrast: Contrast, floor: Contrast | None, margin: float, *, seve
     if several:
         what += f" {'for' if cell.containers == 0 else 'of'} {_many(cell.stacks, 'stack')}"
     if ratio is None:
-        return f"This run cannot say whether {what} matters: it has too few blocks for an interval, which takes three."
-    ran = f"{_who(cell)} ran at {ratio.value:,.3f} of {_against(contrast)}'s speed"
-    if contrast.verdict == "different":
-        return f"{_capital(what)} matters: {ran} ({_interval(contrast)})."
+        return f"This run cannot say whether {what} matters: {_conclusion(contrast, margin)}."
+    ran = f"{_who(cell)} ran at {ratio.value:,.3f} of {_against(contrast)}'s speed ({_interval(contrast)})"
     if contrast.verdict == "equivalent":
-        return f"{_capital(what)} makes no difference within {_percent(margin)}: {ran} ({_interval(contrast)})."
-    noise = f"; the noise floor (A/A) was {floor.ratio.value:.3f}" if floor and floor.ratio else ""
-    return f"This run cannot say whether {what} matters: {ran} ({_interval(contrast)}){noise}."
+        return f"{_capital(what)} makes {_conclusion(contrast, margin)}: {ran}."
+    if contrast.verdict == "different":
+        matters = "matters" if _beyond(contrast, margin) else "makes a difference"
+        return f"{_capital(what)} {matters}: {ran}: {_conclusion(contrast, margin)}."
+    return f"This run cannot say whether {what} matters: {ran}: {_conclusion(contrast, margin)}."
 
 
 def _sentence(contrast: Contrast, margin: float) -> str:
     """As "Bare ffmpeg ran at 1.004 of one container's speed (90 % interval …): no difference within 3 %"."""
     who, ratio = _capital(_who(contrast.cell)), contrast.ratio
     if ratio is None:
-        return f"{who} against {_against(contrast)}: too few blocks for an interval"
+        return f"{who} against {_against(contrast)}: {_conclusion(contrast, margin)}"
     ran = f"{who} ran at {ratio.value:,.3f} of {_against(contrast)}'s speed ({_interval(contrast)})"
-    if contrast.verdict == "different":
-        return f"{ran}: {_percent(abs(ratio.value - 1))} {'slower' if ratio.value < 1 else 'faster'}"
-    if contrast.verdict == "equivalent":
-        return f"{ran}: no difference within {_percent(margin)}"
-    also = f", equivalent at {math.ceil(contrast.wider * 100 - 1e-9)} %" if contrast.wider <= 0.5 else ""
     why = _overruled(contrast, margin)
-    return f"{ran}: inconclusive at {_percent(margin)}{also}{f'; {why}' if why else ''}"
+    return f"{ran}: {_conclusion(contrast, margin)}{f'; {why}' if why else ''}"
+
+
+def _conclusion(contrast: Contrast, margin: float) -> str:
+    """What a ratio says beside the margin, and no more than follows."""
+    ratio, within = contrast.ratio, _percent(margin)
+    if ratio is None:
+        return f"inconclusive at {within}, as it has too few blocks for an interval, which takes three"
+    if contrast.verdict == "equivalent":
+        return f"no difference within {within}"
+    if contrast.verdict == "different":
+        size = f"{_percent(abs(ratio.value - 1))} {'slower' if ratio.value < 1 else 'faster'}"
+        if _beyond(contrast, margin):
+            return f"different, {size}, and by more than {within} over the whole interval"
+        return f"different, {size}, and whether by more than {within} is open"
+    wider = math.ceil(contrast.wider * 100 - 1e-9) if contrast.wider <= _WIDEST else None
+    return f"inconclusive at {within}, equivalent at {f'{wider} %' if wider else 'no margin up to 50 %'}"
+
+
+def _beyond(contrast: Contrast, margin: float) -> bool:
+    """Whether all of the 95 % interval lies outside 1 ± margin: a test against 1 alone does not say how large it is."""
+    ratio = contrast.ratio
+    return ratio is not None and (ratio.high95 < 1 - margin or ratio.low95 > 1 + margin)
+
+
+def _precision(contrast: Contrast) -> list[str]:
+    """How exact the headline's ratio is, for who compares benchmarks of different lengths."""
+    if contrast.ratio is None:
+        return []
+    return [f"The 95 % interval of that ratio has a half-width of {_percent(math.expm1(contrast.half_width))}."]
 
 
 def _overruled(contrast: Contrast, margin: float) -> str:
-    """Why a ratio is inconclusive whose interval alone would say more; empty where it would not."""
+    """Why the verdict is not what the interval alone would say; empty where it is."""
     alone = judge(contrast.ratio, margin, 0.0, 0.0) if contrast.ratio else "inconclusive"
     if alone == contrast.verdict:
         return ""
@@ -233,10 +264,7 @@ def _where(shown: Cell) -> str:
 
 def _device(result: Result) -> list[str]:
     """What encoded."""
-    said = [f"Each stack encoded by {_encoder(result)}{': no GPU was measured' * (result.device.kind == 'software')}."]
-    if result.device.kind == "simulated":
-        said.append("The device is simulated: this proves the packing and the statistics, not a driver.")
-    return said
+    return [f"Each stack encoded by {_encoder(result)}{': no GPU was measured' * (result.device.kind == 'software')}."]
 
 
 _WORDS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -256,7 +284,7 @@ def _encoder(result: Result) -> str:
     encoder = named[-1] if named else result.workload.codec
     if result.workload.accel == "software":
         return f"software {encoder}"
-    device = f"simulated {result.device.name}" if result.device.kind == "simulated" else result.device.name
+    device = "a simulated GPU" if result.device.kind == "simulated" else result.device.name
     return f"{encoder if named else f'{result.workload.accel} {encoder}'} on {device}"
 
 
@@ -276,7 +304,10 @@ def _troubles(result: Result, runs: Sequence[Run], found: Sequence[Found]) -> It
     if result.partial:
         yield "It was ended before its time: what follows is from the blocks that were finished."
     if result.device.kind == "simulated":
-        yield f"{result.device.name} is a simulated device: it proves the packing and the statistics, not a driver."
+        yield (
+            "The GPU is simulated by a program: this shows that the packing and the statistics work, and nothing of a "
+            "real GPU or its driver."
+        )
     yield from _of_stacks(result)
     yield from _of_outputs(result, runs)
     yield from _of_the_machine(result, runs)
@@ -310,8 +341,8 @@ def _of_outputs(result: Result, runs: Sequence[Run]) -> Iterable[str]:
     yield from _few(
         [f"{name}: {count:,} frames were encoded, not {result.workload.frames:,}." for name, count in frames.items()]
     )
-    if result.workload.accel != "software":
-        return  # two runs of a GPU's encoder need not agree to the bit
+    if not repeatable(result):
+        return
     digests: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for stack in run.stacks:

@@ -58,6 +58,8 @@ class Contrast:
     """How much the ratio changes over all blocks, as a share: 0.01 is 1 %."""
     spread: float = 0.0
     """The standard deviation of the log ratio of a block."""
+    half_width: float = math.inf
+    """Half of Student's 95 % interval of the mean log ratio; infinite for fewer than two blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class Row:
     start: float
     """Seconds until the containers were ready."""
     engine_busy: float | None
-    """The busiest engine's share of the time, 0 to 1; None without a GPU."""
+    """The busiest kind of engine's share of the time: of several engines of a kind the sum, which may be above 1.
+
+    None without a GPU.
+    """
     lost: int | None
     """Stacks lost when one container is killed; None where that was not tried."""
 
@@ -314,6 +319,7 @@ def _table(result: Result, pairs: Sequence[_Pairs], metric: Metric, resamples: i
             again=one.again,
             drift=math.expm1(change),
             spread=statistics.spread(one.logs),
+            half_width=statistics.half_width(one.logs),
         )
         centre = math.exp(statistics.hodges_lehmann(one.logs))
         found.append(Found(contrast, p_drift, not ratio.low95 <= centre <= ratio.high95))

@@ -32,7 +32,7 @@ from transcoder.bench.session import (
     trouble,
 )
 from transcoder.capacity import CapacityFile, Measurement, OfCpus
-from transcoder.errors import BenchmarkFailed, MachineBusy, SettingsError
+from transcoder.errors import BenchmarkFailed, SettingsError
 
 Packing = Literal["one", "each"]
 """All streams in one container, or each in one of its own."""
@@ -284,19 +284,10 @@ class _Session(Session):
             start=start,
         )
         run = self._observed(planned, lambda: housed.run(argv, device=self._device, limit=self._limit, stacks=each))
-        self._refuse_busy(run)
+        self._refuse_busy(run, "Take a smaller clip or a lower rate of the device.")
         self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
         self._show.ran(run)
         return run
-
-    def _refuse_busy(self, run: Run) -> None:
-        """A simulated device is none if the CPUs that simulate it are the limit; what else runs here is not meant."""
-        share = work(run) / self._result.environment.cpus
-        if self._cpus_limit(share):
-            raise MachineBusy(
-                f"the streams of {run.cell.name} took {share:.0%} of the CPUs: they would be measured, and no device",
-                "Take a smaller clip or a lower rate of the device.",
-            )
 
     def _slowest(self, run: Run) -> float:
         """× real time; 0 where a stream failed, which is noted: a device may bear only so many at a time."""
@@ -328,12 +319,6 @@ class _Session(Session):
             ),
             pixel_rate=load.width * load.height * median(rates) if rates else 0.0,
         )
-
-
-def work(run: Run) -> float:
-    """How many CPUs the streams of a run kept busy, from the first's start to the last's end."""
-    seconds = max(stack.ended for stack in run.stacks) - min(stack.started for stack in run.stacks)
-    return sum(stack.cpu_user + stack.cpu_system for stack in run.stacks) / max(seconds, 1e-3)
 
 
 def _known(path: str | None) -> CapacityFile:

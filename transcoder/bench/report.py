@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from transcoder.bench.analysis import Analysis, packings
+from transcoder.bench.analysis import Analysis, packings, repeatable
 from transcoder.bench.contrasts import LATENCY_MARGIN, Contrast, Metric, Row, asked_for, pilot_cut
 from transcoder.bench.document import Block, Bullets, Code, Document, Figure, Heading, Paragraph, Table
 from transcoder.bench.plots import (
@@ -53,6 +53,7 @@ DEVICES: Final = {
     "simulated": "simulated: it proves the packing logic and the statistics, not the driver",
     "software": "none, software encoders",
 }
+SUMMED: Final = "A GPU's engines of one kind are added up: several that all work are above 100 %. "
 LIMITS: Final = (1.25, 1.0, 0.98)
 """× real time of the slowest stream: Livepeer's rule, real time, Intel's rule."""
 
@@ -148,8 +149,6 @@ def level_curves(densities: Sequence[Density]) -> tuple[Curve, ...]:
 
 def _doubts(result: Result, analysis: Analysis) -> list[Block]:
     found = [*analysis.troubles, *result.notes]
-    if result.device.kind == "simulated":
-        found.insert(0, f"The device is {DEVICES['simulated']}.")
     return [Bullets(tuple(dict.fromkeys(found)), loud=True)] if found else []
 
 
@@ -168,7 +167,18 @@ def _compared(result: Result) -> list[Block]:
             f"{work.accel}. {on(result.device)}"
         ),
         Paragraph(f"{_packed(result)} Containers by {result.environment.engine or design.engine}{_given(design)}."),
+        Paragraph(_outputs(result)),
     ]
+
+
+def _outputs(result: Result) -> str:
+    """How it was seen that all did the same work."""
+    if repeatable(result):
+        return "The outputs of all runs that count were compared byte by byte, by their SHA-256."
+    return (
+        "The outputs of all runs that count were compared by their number of pictures alone: two runs of a GPU's "
+        "encoder need not make the same bytes."
+    )
 
 
 def _given(design: Design) -> str:
@@ -211,9 +221,10 @@ def _needs(result: Result) -> Paragraph:
     margin, level = brief(result.design.margin * 100), brief(LEVEL * 100)
     return Paragraph(
         f"Equivalent: the whole 90 % interval lies within ± {margin} %, and the two one-sided t-tests agree (p at most "
-        f"{level} %). Different: the 95 % interval excludes 1, and the paired t-test agrees. Inconclusive: neither, "
-        "which says that more blocks are needed and not that nothing differs. The tests are stricter the more ratios "
-        "a table has (Holm), so that one ratio among several can be inconclusive where it alone would not be. With "
+        f"{level} %). Different: the 95 % interval excludes 1, and the paired t-test agrees; by more than {margin} % "
+        "only where all of that interval is farther from 1 than that. Inconclusive: neither, which says that more "
+        "blocks are needed and not that nothing differs. The tests are stricter the more ratios a table has (Holm), so "
+        "that one ratio among several can be inconclusive where it alone would not be. With "
         f"fewer than {FEW} blocks the intervals are Student's, since a bootstrap of so few is too narrow; with more "
         "they are bootstrapped (BCa)."
     )
@@ -226,11 +237,11 @@ def _contrasts(result: Result, analysis: Analysis, metric: Metric) -> list[Block
     margin = brief(band * 100)
     picture = (
         f"Thick: 90 % interval; thin: 95 %; band: ± {margin} %. Squares: the reference against itself, the "
-        f"noise floor. {device}"
+        f"noise floor. {_unknown_floor(contrasts)}{device}"
     )
     caption = (
         f"{measure.title}: the cell's over that of what it is held against. Equivalent: the 90 % interval lies "
-        f"within ± {margin} %. p of equivalence and of difference, after Holm. {device}"
+        f"within ± {margin} %. p of equivalence and of difference, after Holm. {_unknown_floor(contrasts)}{device}"
     )
     columns = ("cell", "against", "verdict", "ratio", "90 % interval", "blocks", "more blocks", "equivalent within")
     intervals = [interval_of(contrast) for contrast in contrasts]
@@ -239,6 +250,23 @@ def _contrasts(result: Result, analysis: Analysis, metric: Metric) -> list[Block
         *([forest_figure(f"forest-{metric}", picture, intervals, band, measure)] if known else []),
         Table(caption, (*columns, "p eq.", "p diff."), tuple(_contrast(contrast) for contrast in contrasts), words=3),
     ]
+
+
+def _unknown_floor(contrasts: Sequence[Contrast]) -> str:
+    """Of which numbers of stacks no noise floor is known: only the largest number's reference is measured twice."""
+    known = sorted({one.cell.stacks for one in contrasts if one.again})
+    others = sorted({one.cell.stacks for one in contrasts} - set(known))
+    if not known or not others:
+        return ""
+    return (
+        f"The noise floor is that of {_listed(known)} stacks; of {_listed(others)} it was not measured, and may be "
+        "another. "
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    *before, last = map(str, numbers)
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _contrast(one: Contrast) -> tuple[str, ...]:
@@ -279,7 +307,10 @@ def _cells(rows: Sequence[Row], device: str) -> list[Block]:
     columns = ["cell", "runs", "fps median [min–max]", "slowest × real time", "fairness", "job p50 s", "job p95 s"]
     columns += ["CPU s per 1,000 frames", "memory MB", "start s"]
     columns += ["engine busy"] * gpu + ["lost when one container is killed"] * blast
-    caption = f"Medians over the runs of a cell. Fairness is the slowest stream's fps over the fastest's. {device}"
+    summed = SUMMED if gpu else ""
+    caption = (
+        f"Medians over the runs of a cell. Fairness is the slowest stream's fps over the fastest's. {summed}{device}"
+    )
     lines = []
     for row in rows:
         least, middle, most = row.fps
@@ -323,7 +354,7 @@ def _noise(contrasts: Sequence[Contrast], device: str) -> list[Block]:
     caption = (
         "The reference against itself (A/A) is the noise floor: what a ratio shows where nothing differs. Drift is "
         "how much a ratio changed from the first block to the last, spread is the standard deviation of one block. "
-        f"{device}"
+        f"{_unknown_floor(contrasts)}{device}"
     )
     columns = ("cell", "metric", "ratio", "90 % interval", "spread of a block", "drift")
     order = sorted(contrasts, key=lambda one: not one.again)
@@ -387,8 +418,12 @@ def _busy(result: Result) -> list[Block]:
         return []
     rows = [Shares(name, _shares(found)) for name, found in runs.items()]
     wide, narrow = (busy(rows, width=width) for width in (WIDE, NARROW))
-    caption = f"Share of the time that each GPU engine and the CPUs worked: medians over the runs. {on(result.device)}"
     engines = tuple(dict.fromkeys(engine for row in rows for engine, _ in row.shares))
+    summed = SUMMED if len(engines) > 1 else ""
+    caption = (
+        f"Share of the time that each kind of GPU engine and the CPUs worked: medians over the runs. {summed}"
+        f"{on(result.device)}"
+    )
     lines = tuple((row.label, *(_share(dict(row.shares).get(engine)) for engine in engines)) for row in rows)
     return [
         Heading("How busy the engines were"),

@@ -47,6 +47,8 @@ _STRIKE = 0.4
 """The share of such a run after which the container is killed."""
 _OVERRUN = 0.1
 """The share of the budget by which the blocks may be slower than the pilot's before they end."""
+_LIGHTER = "Take a smaller clip or fewer stacks, or a lower rate of the device."
+"""What lets a simulated device take less of the CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +272,10 @@ class _Session(Session):
         return frames
 
     def warm_up(self) -> None:
-        """Each cell once: caches are warm, containers proven, and a simulated device is not held up by the CPUs."""
+        """Each cell once: caches are warm, containers proven, and a simulated device is not held up by the CPUs.
+
+        Here other programs count too: what they take now can be ended before anything is measured.
+        """
         starts = {cell: one.start for cell, one in self._housed.items()}
         starts |= {cell: one.start for cell, one in self._working.items()}
         for cell, start in starts.items():
@@ -279,7 +284,7 @@ class _Session(Session):
             if self._cpus_limit(run.cpu_busy):
                 raise MachineBusy(
                     f"the CPUs were {run.cpu_busy:.0%} busy with {cell.name}: they would be measured, and no device",
-                    "Take a smaller clip or fewer stacks, or a lower rate of the device, and end what else runs here.",
+                    f"{_LIGHTER.removesuffix('.')}, and end what else runs here.",
                 )
         self._save()
 
@@ -337,6 +342,8 @@ class _Session(Session):
         if planned.warmup:
             self._refuse_trouble(run.cell, run, self._result.workload.frames)
             self._result = self._result.model_copy(update={"runs": (*self._result.runs, run)})
+        elif not trouble(run, self._result.workload.frames):  # which is left out, and short, so that its start is all
+            self._refuse_busy(run, _LIGHTER)
         self._show.ran(run)
         return run
 

@@ -15,7 +15,7 @@ from transcoder.bench.destination import Destination
 from transcoder.bench.environment import crowded, of_others, ticks
 from transcoder.bench.result import Device, Result, Run
 from transcoder.bench.rig import Seen
-from transcoder.errors import TargetUnwritable, TranscoderError
+from transcoder.errors import MachineBusy, TargetUnwritable, TranscoderError
 from transcoder.machine import SOFTWARE
 
 LEAST_FRAMES = 100
@@ -69,6 +69,15 @@ class Session:
         """Whether a device is simulated by so much of the CPUs that they would be measured, and no device."""
         return self._result.device.kind == "simulated" and share > design.BUSY
 
+    def _refuse_busy(self, run: Run, next_step: str) -> None:
+        """A simulated device is none if the CPUs that simulate it are the limit; what else runs here is not meant."""
+        share = work(run) / self._result.environment.cpus
+        if self._cpus_limit(share):
+            raise MachineBusy(
+                f"the stacks of {run.cell.name} took {share:.0%} of the CPUs: they would be measured, and no device",
+                next_step,
+            )
+
     def _save(self, **found: object) -> None:
         """Put the result in its file, with what was found since."""
         notes = (*self._notes, *filter(None, [self._crowded()]))
@@ -97,6 +106,12 @@ class Session:
                 "throttled": seen.throttled,
             }
         )
+
+
+def work(run: Run) -> float:
+    """How many CPUs the stacks of a run kept busy, from the first's start to the last's end."""
+    seconds = max(stack.ended for stack in run.stacks) - min(stack.started for stack in run.stacks)
+    return sum(stack.cpu_user + stack.cpu_system for stack in run.stacks) / max(seconds, 1e-3)
 
 
 def trouble(run: Run | Seen, frames: int) -> str:
