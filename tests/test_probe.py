@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -114,6 +119,43 @@ def test_the_reason_is_what_ffprobe_said_first_in_plain_words(tmp_path: Path) ->
             probe(str(source), Policy((str(tmp_path),), ffprobe=ffprobe))
         assert caught.value.what == f"{str(source)!r} is not media that ffmpeg can read: {reason}"
         assert caught.value.next_step
+
+
+def test_an_ffprobe_that_hangs_is_gone_when_its_worker_is_killed(tmp_path: Path) -> None:
+    silent = tmp_path / "silent.mp4"
+    os.mkfifo(silent)
+    asks = "import sys; from transcoder.policy import Policy; from transcoder.probe import report"
+    words = [sys.executable, "-c", f"{asks}; report(sys.argv[1], Policy(('/',)), ())", str(silent)]
+    with subprocess.Popen(words) as worker:
+        hung = soon(lambda: [pid for pid in below(worker.pid) if name(pid) == "ffprobe"])
+        os.kill(worker.pid, signal.SIGKILL)
+    assert hung
+    soon(lambda: not any(name(pid) == "ffprobe" for pid in hung))
+
+
+T = TypeVar("T")
+
+
+def soon(true: Callable[[], T]) -> T:
+    """The first answer that is true, within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not (answer := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return answer
+
+
+def below(pid: int) -> list[int]:
+    """The children of a process."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name(pid: int) -> str:
+    """What a process runs; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def test_a_missing_ffprobe_names_its_setting(make_clip: MakeClip) -> None:
