@@ -103,6 +103,19 @@ def test_frames_are_only_asked_where_they_could_tell_more(tmp_path: Path, make_c
     assert words.endswith(f"-i file:{clip}")
 
 
+def test_ffprobe_does_not_see_our_settings(
+    tmp_path: Path, make_clip: MakeClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker's address may hold its password."""
+    monkeypatch.setenv("TRANSCODER_BROKER", "redis://:secret@host:6379/0")
+    ffprobe = program(tmp_path, "ffprobe", 'env > "$0.env"; exec ffprobe "$@"')
+    clip = make_clip()
+    probe(str(clip), Policy((str(clip.parent),), ffprobe=ffprobe))
+    seen = Path(f"{ffprobe}.env").read_text()
+    assert "PATH=" in seen
+    assert "TRANSCODER_" not in seen
+
+
 def test_ffprobe_that_talks_without_end_is_read_to_its_end(tmp_path: Path, make_clip: MakeClip) -> None:
     noisy = program(tmp_path, "ffprobe", 'yes noise | head -c 5000000 >&2; exec ffprobe "$@"')
     clip = make_clip()

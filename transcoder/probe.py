@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from transcoder import media
-from transcoder.children import dying_with_parent
+from transcoder.children import dying_with_parent, environment
 from transcoder.command import GUARDED
 from transcoder.errors import (
     FfmpegMissing,
@@ -188,6 +188,7 @@ def _spawn(words: Sequence[str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=environment(),
             start_new_session=True,
         )
     except OSError:
