@@ -28,11 +28,13 @@ from transcoder.errors import (
     InputMissing,
     InputRefused,
     InputUnreadable,
+    JobCancelled,
     NoRouteWorked,
     SpecError,
     TranscoderError,
 )
 from transcoder.events import Published
+from transcoder.faults import FaultClass
 from transcoder.plan import plan
 from transcoder.policy import Policy
 from transcoder.probe import probe
@@ -587,13 +589,47 @@ def test_an_ffprobe_that_hangs_is_killed_after_its_limit(place: Place, clip: Pat
     assert time.monotonic() - began < 5
     assert "0.5 s" in error.what
     assert "TRANSCODER_PROBE_LIMIT" in error.next_step
+    assert error.evidence["fault"] == FaultClass.TRANSIENT, "it is tried again"
     assert stragglers(place) == []
 
 
-@pytest.mark.parametrize("script", ["echo '{}'", "echo not json", "exit 3", "kill -9 $$", "printf '\\377\\376'"])
+def test_an_ffprobe_that_waits_for_storage_at_its_limit_says_for_which(place: Place, clip: Path) -> None:
+    silent = place.inside / "silent"
+    os.mkfifo(silent)
+    place.policy = replace(
+        place.policy, ffprobe=program(place.inside, "ffprobe", f"exec cat <>{silent}"), probe_limit=0.5
+    )
+    error = place.refuses(place.spec(place.bring(clip)), InputUnreadable)
+    assert error.evidence["fault"] == FaultClass.BLOCKED
+    assert f"it waits for {silent}, which does not deliver" in error.what
+    assert stragglers(place) == []
+
+
+@pytest.mark.parametrize("script", ["kill -9 $$", "kill -SEGV $$", "sh -c 'kill -9 $$'"])
+def test_an_ffprobe_that_a_signal_ends_says_nothing_of_the_source(place: Place, clip: Path, script: str) -> None:
+    place.policy = replace(place.policy, ffprobe=program(place.inside, "ffprobe", script))
+    error = place.refuses(place.spec(place.bring(clip)), InputUnreadable)
+    assert error.evidence["fault"] == FaultClass.TRANSIENT
+    assert "ffprobe died of signal" in error.what
+    assert "says nothing of the file" in error.next_step
+
+
+def test_a_job_that_is_cancelled_while_ffprobe_hangs_stops_within_a_second(place: Place, clip: Path) -> None:
+    place.policy = replace(place.policy, ffprobe=program(place.inside, "ffprobe", "sleep 60 & wait"))
+    wanted = Yes()
+    began = time.monotonic()
+    wanted.cancelled = lambda: time.monotonic() - began > 0.5  # type: ignore[method-assign]
+    with pytest.raises(JobCancelled):
+        place.run(place.spec(place.bring(clip)), permit=wanted)
+    assert time.monotonic() - began < 0.5 + 3 * 1
+    assert stragglers(place) == []
+
+
+@pytest.mark.parametrize("script", ["echo '{}'", "echo not json", "exit 3", "printf '\\377\\376'"])
 def test_an_ffprobe_that_answers_nonsense_makes_the_source_unreadable(place: Place, clip: Path, script: str) -> None:
     place.policy = replace(place.policy, ffprobe=program(place.inside, "ffprobe", script))
-    place.refuses(place.spec(place.bring(clip)), InputUnreadable)
+    error = place.refuses(place.spec(place.bring(clip)), InputUnreadable)
+    assert "fault" not in error.evidence, "it is not tried again"
 
 
 def stragglers(place: Place) -> list[str]:

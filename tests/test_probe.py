@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -98,6 +103,19 @@ def test_frames_are_only_asked_where_they_could_tell_more(tmp_path: Path, make_c
     assert words.endswith(f"-i file:{clip}")
 
 
+def test_ffprobe_does_not_see_our_settings(
+    tmp_path: Path, make_clip: MakeClip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker's address may hold its password."""
+    monkeypatch.setenv("TRANSCODER_BROKER", "redis://:secret@host:6379/0")
+    ffprobe = program(tmp_path, "ffprobe", 'env > "$0.env"; exec ffprobe "$@"')
+    clip = make_clip()
+    probe(str(clip), Policy((str(clip.parent),), ffprobe=ffprobe))
+    seen = Path(f"{ffprobe}.env").read_text()
+    assert "PATH=" in seen
+    assert "TRANSCODER_" not in seen
+
+
 def test_ffprobe_that_talks_without_end_is_read_to_its_end(tmp_path: Path, make_clip: MakeClip) -> None:
     noisy = program(tmp_path, "ffprobe", 'yes noise | head -c 5000000 >&2; exec ffprobe "$@"')
     clip = make_clip()
@@ -114,6 +132,47 @@ def test_the_reason_is_what_ffprobe_said_first_in_plain_words(tmp_path: Path) ->
             probe(str(source), Policy((str(tmp_path),), ffprobe=ffprobe))
         assert caught.value.what == f"{str(source)!r} is not media that ffmpeg can read: {reason}"
         assert caught.value.next_step
+
+
+def test_an_ffprobe_that_hangs_is_gone_when_its_worker_is_killed(tmp_path: Path) -> None:
+    silent = tmp_path / "silent.mp4"
+    os.mkfifo(silent)
+    asks = "import sys; from transcoder.policy import Policy; from transcoder.probe import report"
+    words = [sys.executable, "-c", f"{asks}; report(sys.argv[1], Policy(('/',)), ())", str(silent)]
+    with subprocess.Popen(words) as worker:
+        hung = soon(lambda: [pid for pid in below(worker.pid) if name(pid) == "ffprobe"])
+        os.kill(worker.pid, signal.SIGKILL)
+    try:
+        soon(lambda: not any(name(pid) == "ffprobe" for pid in hung))
+    finally:
+        for pid in hung:
+            if name(pid) == "ffprobe":
+                os.kill(pid, signal.SIGKILL)
+
+
+T = TypeVar("T")
+
+
+def soon(true: Callable[[], T]) -> T:
+    """The first answer that is true, within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not (answer := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return answer
+
+
+def below(pid: int) -> list[int]:
+    """The children of a process."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name(pid: int) -> str:
+    """What a process runs; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def test_a_missing_ffprobe_names_its_setting(make_clip: MakeClip) -> None:

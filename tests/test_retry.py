@@ -12,7 +12,7 @@ from hypothesis import given
 from tests.local import program
 from tests.test_ledger import claim, ledger, plain, server, state, submit
 from tests.test_reaper import Crew, crew
-from transcoder.errors import Quarantined, TargetUnwritable, TransitionRefused
+from transcoder.errors import InputUnreadable, Quarantined, TargetUnwritable, TransitionRefused
 from transcoder.faults import FaultClass
 from transcoder.ledger import Ledger, Report
 from transcoder.placement import queue_name
@@ -148,6 +148,23 @@ def test_a_disk_that_stays_full_fails_the_job_in_the_end(crew: Crew, ffmpeg: str
     with pytest.raises(TargetUnwritable, match="No space left"):
         crew.client.wait(job_id)
     assert crew.client.status(job_id).attempts == 3
+
+
+def test_an_ffprobe_that_is_killed_is_started_again_later_but_not_for_ever(crew: Crew, tmp_path: Path) -> None:
+    ffprobe = program(tmp_path, "ffprobe", '[ -e "$0.killed" ] && kill -KILL $$\nexec ffprobe "$@"')
+    killed = Path(f"{ffprobe}.killed")
+    killed.touch()
+    crew.worker("first", TRANSCODER_FFPROBE=ffprobe, **BRISK)
+    job_id = crew.submit(outputs=[{"video": {"speed": "fast"}}])
+    with pytest.raises(InputUnreadable, match="ffprobe died of signal 9"):
+        crew.client.wait(job_id)
+    assert crew.client.status(job_id).attempts == 3
+    again = crew.client.retry(job_id)
+    crew.until(again, lambda status: status.state == "queued" and status.attempts == 1)
+    killed.unlink()
+    status = crew.end(again)
+    assert status.state == "published"
+    assert "ffprobe died of signal 9" in str(status.history)
 
 
 def test_a_source_on_which_ffmpeg_dies_rests_in_quarantine_with_its_evidence(crew: Crew, ffmpeg: str) -> None:

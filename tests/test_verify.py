@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from tests.values import SOURCE
 from transcoder import ffmpeg
 from transcoder.command import Route
 from transcoder.errors import JobCancelled
-from transcoder.faults import Fault, FaultClass, stage
+from transcoder.faults import Fault, FaultClass, Next, blames_device, stage, what_next
 from transcoder.machine import SOFTWARE
 from transcoder.plan import Plan, plan
 from transcoder.policy import Policy
@@ -380,15 +381,42 @@ def test_packets_outside_the_edit_list_are_not_counted(make_clip: MakeClip, tmp_
 
 
 @slow
-def test_an_ffprobe_that_dies_halfway_is_a_mismatch(good: Run, tmp_path: Path) -> None:
-    stub = program(tmp_path, "ffprobe", 'ffprobe "$@" | head -c 9000; kill -SEGV $$')
+def test_an_ffprobe_that_fails_halfway_is_a_mismatch(good: Run, tmp_path: Path) -> None:
+    stub = program(tmp_path, "ffprobe", 'ffprobe "$@" | head -c 9000; exit 1')
     found = good.refused(policy=replace(POLICY, ffprobe=stub))
     assert (found.kind, found.what) == (FaultClass.MISMATCH, "the output cannot be read back")
 
 
+def blames_nobody(fault: Fault) -> bool:
+    """It is tried again, and counts against no device."""
+    return what_next(fault.kind, SOFTWARE) is Next.LATER and not blames_device(fault.kind, "vaapi")
+
+
 @slow
-def test_an_ffprobe_that_hangs_is_a_mismatch(good: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["KILL", "SEGV"])
+def test_an_ffprobe_that_a_signal_ends_says_nothing_of_the_output(good: Run, tmp_path: Path, signal: str) -> None:
+    stub = program(tmp_path, "ffprobe", f'ffprobe "$@" | head -c 9000; kill -{signal} $$')
+    found = good.refused(policy=replace(POLICY, ffprobe=stub))
+    assert found.kind is FaultClass.TRANSIENT
+    assert "ffprobe died of signal" in found.what
+    assert blames_nobody(found)
+
+
+@slow
+def test_an_ffprobe_that_hangs_says_nothing_of_the_output(good: Run, tmp_path: Path) -> None:
     stub = program(tmp_path, "ffprobe", "sleep 1000")
     found = good.refused(policy=replace(POLICY, ffprobe=stub, probe_limit=0.3))
-    assert found.kind is FaultClass.MISMATCH
-    assert "the output cannot be read back: ffprobe did not finish" in found.what
+    assert found.kind is FaultClass.TRANSIENT
+    assert "ffprobe did not end within 0.3" in found.what
+    assert blames_nobody(found)
+
+
+@slow
+def test_an_output_whose_storage_does_not_deliver_it_is_blocked(good: Run, tmp_path: Path) -> None:
+    silent = tmp_path / "silent"
+    os.mkfifo(silent)
+    stub = program(tmp_path, "ffprobe", f"exec cat <>{silent}")
+    found = good.refused(policy=replace(POLICY, ffprobe=stub, probe_limit=0.3))
+    assert found.kind is FaultClass.BLOCKED
+    assert str(silent) in found.what
+    assert blames_nobody(found)

@@ -30,6 +30,11 @@ def dying_with_parent(words: Sequence[str], limits: str = "", before: str = "") 
     return ("setpriv", "--pdeathsig", "KILL", "sh", "-c", shell, str(os.getpid()), *words)
 
 
+def environment() -> dict[str, str]:
+    """Ours without our own settings: TRANSCODER_BROKER may hold a password, and ffmpeg reads files of strangers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TRANSCODER_")}
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a program ended: its exit code (negative for a signal; None: killed at the limit), and its last words.

@@ -69,10 +69,10 @@ class InputMissing(TranscoderError):
 
 
 class InputUnreadable(TranscoderError):
-    """The source is there but is not whole or not what was asked: truncated, no video, not media."""
+    """The source is there but is not whole, not what was asked (no video, not media), or cannot be read for now."""
 
     exit_code = 6
-    summary = "the source is damaged, cut short, or lacks what was asked"
+    summary = "the source is damaged, cut short, cannot be read, or lacks what was asked"
 
 
 class InputRefused(TranscoderError):

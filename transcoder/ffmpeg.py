@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from transcoder import fdinfo
-from transcoder.children import dying_with_parent
+from transcoder.children import dying_with_parent, environment
 from transcoder.errors import FfmpegMissing, JobCancelled
 from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.policy import Policy
@@ -91,16 +91,11 @@ def _spawn(argv: Sequence[str], policy: Policy) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
     except OSError:
         raise _missing("setpriv") from None
-
-
-def _environment() -> dict[str, str]:
-    """Ours without our own settings: TRANSCODER_BROKER may hold a password, and ffmpeg reads files of strangers."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("TRANSCODER_")}
 
 
 def _missing(program: str) -> FfmpegMissing:

@@ -110,7 +110,7 @@ def transcode(
             return _announce(manifest.published(whole), emit)
         permit.fenced()
     emit(Probing(spec.source))
-    before, source = fingerprint(spec.source, policy), probe(spec.source, policy)
+    before, source = fingerprint(spec.source, policy), probe(spec.source, policy, permit.cancelled)
     allowed = machine if policy.hardware_decode else machine.decoding_in_software()
     planned = plan(spec, source, allowed, policy.max_pixels)
     emit(Planned(source, planned.commands, planned.left_out))
@@ -260,7 +260,8 @@ def _conclusion(spec: JobSpec, command: Command, fault: Fault, tried: list[Tried
             return InputUnreadable(f"the source {spec.source!r} is damaged or cut short: {fault.what}", hint, evidence)
         case FaultClass.BLOCKED:
             hint = "Look at the storage, and submit again once it answers."
-            return InputUnreadable(f"the source {spec.source!r} could not be read: {fault.what}", hint, evidence)
+            what = f"the storage of {spec.source!r} or of its target does not answer: {fault.what}"
+            return InputUnreadable(what, hint, evidence)
         case FaultClass.LIMIT:
             hint = "Raise TRANSCODER_WALL_LIMIT, _CPU_LIMIT or _MAX_FILE on the workers, or ask for less."
             what = f"the source {spec.source!r} takes more than is allowed: {fault.what}"

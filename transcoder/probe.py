@@ -10,22 +10,33 @@ import signal
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from time import monotonic
 
 from transcoder import media
+from transcoder.children import dying_with_parent, environment
 from transcoder.command import GUARDED
-from transcoder.errors import FfmpegMissing, InputMissing, InputRefused, InputUnreadable
-from transcoder.faults import plain
+from transcoder.errors import (
+    FfmpegMissing,
+    InputMissing,
+    InputRefused,
+    InputUnreadable,
+    JobCancelled,
+    TranscoderError,
+)
+from transcoder.faults import Evidence, Fault, FaultClass, plain
 from transcoder.media import Media
 from transcoder.policy import Policy
 from transcoder.roots import refuse_leading_out
+from transcoder.vitals import family, waits
 
 _EDGE = 64 * 1024
 _BEATS = 120
 """How many of a Matroska file's first pictures are held against the rate that it names."""
 _REAP_LIMIT = 10.0
+_TICK = 0.2
 # with -max_pixels ffprobe forgets the size that it found too large
 _TOO_LARGE = re.compile(r"Picture size (\d+x\d+) exceeds specified max pixel count")
 
@@ -40,30 +51,40 @@ class Fingerprint:
     ends_sha256: str
 
 
-def probe(path: str, policy: Policy) -> Media:
+def _never() -> bool:
+    return False
+
+
+def probe(path: str, policy: Policy, cancelled: Callable[[], bool] = _never) -> Media:
     """What the source is.
 
     Raises:
         PathRefused: outside the media roots, by words or by links.
         InputMissing: not there, not a regular file, or empty.
         InputRefused: a playlist, script, picture or text in a media file's clothes, or too many pixels.
-        InputUnreadable: not media, or damaged where it matters.
+        InputUnreadable: not media, or damaged where it matters; or ffprobe gave no answer, which may be otherwise
+            later: then its evidence has the class of the fault.
         FfmpegMissing: there is no ffprobe.
+        JobCancelled: `cancelled` said so.
     """
     refuse_leading_out(path, policy.roots)
     _refuse_unless_regular(path)
-    found = media.read(report(path, policy, ("-show_format", "-show_streams", "-show_chapters")))
-    _refuse_size(path, found, policy)
-    return _with_hdr(path, _with_true_rate(path, found, policy), policy)
+    try:
+        found = media.read(report(path, policy, ("-show_format", "-show_streams", "-show_chapters"), cancelled))
+        _refuse_size(path, found, policy)
+        return _with_hdr(path, _with_true_rate(path, found, policy, cancelled), policy, cancelled)
+    except Fault as fault:
+        raise _unanswered(path, fault) from fault
 
 
-def report(path: str, policy: Policy, entries: Sequence[str]) -> media.Json:
+def report(path: str, policy: Policy, entries: Sequence[str], cancelled: Callable[[], bool] = _never) -> media.Json:
     """Ffprobe's JSON about a file, for the entries named.
 
     Raises:
-        InputRefused, InputUnreadable, FfmpegMissing: as in `probe`.
+        InputRefused, InputUnreadable: what ffprobe says of the file, as in `probe`.
+        Fault, JobCancelled, FfmpegMissing: as in `watched`.
     """
-    with watched(_words(path, policy, entries), policy.probe_limit, path) as child:
+    with watched(_words(path, policy, entries), policy.probe_limit, cancelled) as child:
         out, err = child.communicate()
     said = err.decode("utf-8", "replace")
     if size := _TOO_LARGE.search(said):
@@ -110,46 +131,96 @@ def head(path: str) -> bytes:
 
 
 @contextmanager
-def watched(words: Sequence[str], limit: float, path: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A child that is killed with all its own after `limit` seconds, and reaped whatever happens.
+def watched(
+    words: Sequence[str], limit: float, cancelled: Callable[[], bool] = _never
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An ffprobe, to be read and waited for: killed with all its own after `limit` seconds, when this process dies, and
+    when the job is cancelled; and reaped whatever happens.
 
     Raises:
-        InputUnreadable: it was killed for its slowness.
+        Fault: it gave no answer, which says nothing of the file. BLOCKED where storage made it wait at the limit,
+            TRANSIENT where it was slow otherwise, or a signal ended it.
+        JobCancelled: `cancelled` said so.
         FfmpegMissing: the program is not there.
     """
-    try:
-        child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
-    except OSError as error:
-        raise FfmpegMissing(
-            f"{words[0]} cannot be started: {error.strerror}",
-            "Install ffmpeg (5.1 or newer), or point TRANSCODER_FFPROBE at ffprobe.",
-        ) from None
-    expired = threading.Event()
+    child = _spawn(words)
+    done = threading.Event()
+    stopped: list[Fault | TranscoderError] = []
 
-    def expire() -> None:
-        expired.set()
-        _kill(child)
+    def watch() -> None:
+        deadline = monotonic() + limit
+        while not done.wait(min(_TICK, max(0.0, deadline - monotonic()))):
+            if cancelled():
+                stopped.append(JobCancelled("the job was cancelled while ffprobe looked at a file of it", _WANTED))
+            elif monotonic() >= deadline:
+                stopped.append(_too_slow(child, words, limit))
+            else:
+                continue
+            return _kill(child)
 
-    timer = threading.Timer(limit, expire)
-    timer.daemon = True
-    timer.start()
+    watcher = threading.Thread(target=watch, name="watch of ffprobe", daemon=True)
+    watcher.start()
     try:
         yield child
     finally:
-        timer.cancel()
+        done.set()
+        watcher.join()
         _kill(child)
         for pipe in (child.stdout, child.stderr):
             if pipe:
                 pipe.close()
         with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it is slow enough to say so
             child.wait(timeout=_REAP_LIMIT)
-        if expired.is_set() and child.returncode in (None, -signal.SIGKILL):
-            raise InputUnreadable(
-                f"ffprobe did not finish with {path!r} within {limit:g} s",
-                "Check the file and its storage; TRANSCODER_PROBE_LIMIT sets the limit.",
-            )
+    if stopped and child.returncode in (None, -signal.SIGKILL):
+        raise stopped[0]
+    if child.returncode in (126, 127):  # the shell's words: ffprobe has no such codes
+        raise _missing(words[0])
+    if child.returncode < 0 or child.returncode > 128:  # of a script around it the shell says 128 and the signal
+        number = -child.returncode if child.returncode < 0 else child.returncode - 128
+        # a crash too: another ffprobe costs little, so that deaths need no count of their own beside the retries
+        raise Fault(FaultClass.TRANSIENT, f"ffprobe died of signal {number}", Evidence(tuple(words), child.returncode))
+
+
+def _spawn(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            dying_with_parent(words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,
+        )
+    except OSError:
+        raise _missing("setpriv") from None
+
+
+def _missing(program: str) -> FfmpegMissing:
+    return FfmpegMissing(
+        f"{program} cannot be started",
+        "Install ffmpeg (5.1 or newer) and util-linux, or point TRANSCODER_FFPROBE at ffprobe.",
+    )
+
+
+def _too_slow(child: subprocess.Popen[bytes], words: Sequence[str], limit: float) -> Fault:
+    """The fault of an ffprobe that still runs at its limit: what it waits for can only be seen before it is killed."""
+    told, evidence = f"ffprobe did not end within {limit:g} s", Evidence(tuple(words))
+    if wait := waits(family(child.pid)):
+        return Fault(FaultClass.BLOCKED, f"{told}: it waits for {wait.path}, which does not deliver", evidence)
+    return Fault(FaultClass.TRANSIENT, told, evidence)
+
+
+def _unanswered(path: str, fault: Fault) -> InputUnreadable:
+    """The error of a source of which ffprobe said nothing, with the class of the fault by which it is tried again."""
+    slow = fault.evidence.returncode is None
+    return InputUnreadable(
+        f"the source {path!r} could not be looked at: {fault.what}",
+        "Check its storage, and submit again once that answers; TRANSCODER_PROBE_LIMIT sets the limit."
+        if slow
+        else "That says nothing of the file. Look in the kernel's log for what ended it (out of memory?), then submit "
+        "again.",
+        {"fault": fault.kind.value, "argv": list(fault.evidence.argv), "returncode": fault.evidence.returncode},
+    )
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -159,6 +230,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
+_WANTED = "Submit it again if it is wanted after all."
 _MISSING = "Check the path as the worker sees it (volumes, mounts) and its permissions."
 
 
@@ -223,7 +295,7 @@ def _too_large(path: str, size: str, policy: Policy) -> InputRefused:
     )
 
 
-def _with_true_rate(path: str, found: Media, policy: Policy) -> Media:
+def _with_true_rate(path: str, found: Media, policy: Policy, cancelled: Callable[[], bool]) -> Media:
     """Matroska names one rate, kept or not: the first pictures tell. The base rate is then not known."""
     stream = found.main_video
     if stream is None or stream.rate is None or not found.format.startswith("matroska"):
@@ -236,23 +308,29 @@ def _with_true_rate(path: str, found: Media, policy: Policy) -> Media:
         "-show_entries",
         "packet=pts_time",
     )
-    if not media.off_beat(report(path, policy, first), stream.rate):
+    if not media.off_beat(report(path, policy, first, cancelled), stream.rate):
         return found
     return replace(found, video=(replace(stream, base_rate=None), *found.video[1:]))
 
 
-def _with_hdr(path: str, found: Media, policy: Policy) -> Media:
+def _with_hdr(path: str, found: Media, policy: Policy, cancelled: Callable[[], bool]) -> Media:
     """HDR10 metadata lies in the frames where the container does not repeat it; one frame tells."""
     stream = found.main_video
     if stream is None or stream.colour.hdr != "PQ" or stream.mastering:
         return found
-    mastering, light = first_frame_hdr(path, policy)
+    mastering, light = first_frame_hdr(path, policy, cancelled)
     shown = replace(stream, mastering=mastering, light_level=light or stream.light_level)
     return replace(found, video=(shown, *found.video[1:]))
 
 
-def first_frame_hdr(path: str, policy: Policy) -> tuple[media.Mastering | None, media.LightLevel | None]:
-    """Mastering display and light level as the first frame of the first video stream carries them."""
+def first_frame_hdr(
+    path: str, policy: Policy, cancelled: Callable[[], bool] = _never
+) -> tuple[media.Mastering | None, media.LightLevel | None]:
+    """Mastering display and light level as the first frame of the first video stream carries them.
+
+    Raises:
+        InputRefused, InputUnreadable, Fault, JobCancelled, FfmpegMissing: as in `report`.
+    """
     entries = ("-select_streams", "v:0", "-read_intervals", "%+#1", "-show_frames")
-    frames = report(path, policy, entries).get("frames") or [{}]
+    frames = report(path, policy, entries, cancelled).get("frames") or [{}]
     return media.read_hdr(frames[0])

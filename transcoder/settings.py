@@ -223,7 +223,7 @@ class Settings(BaseModel):
     owner: Owner | None = Field(
         None, description="Owner of published files, uid:gid; when unset it is the worker's. Changing it needs root."
     )
-    probe_limit: Limit = Field(30.0, description="Longest time that ffprobe may take.")
+    probe_limit: Limit = Field(30.0, description="Longest time that ffprobe may take; after it the job is put off.")
     first_frame_limit: Limit = Field(
         120.0, description="Longest silence of ffmpeg before its first progress; then the route counts as stalled."
     )

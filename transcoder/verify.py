@@ -101,7 +101,7 @@ def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool 
     """Headers and packets of a finished file, read in one pass that keeps no packet.
 
     Raises:
-        Fault: MISMATCH, the file cannot be read.
+        Fault: MISMATCH, the file cannot be read; TRANSIENT or BLOCKED, ffprobe gave no answer (`probe.watched`).
         JobCancelled: `cancelled` said so.
     """
     words = (
@@ -114,7 +114,7 @@ def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool 
     if size == 0:
         raise Fault(FaultClass.MISMATCH, "ffmpeg said success and made no file", Evidence(words))
     try:
-        with watched(words, policy.probe_limit + size / SLOWEST_READ, path) as child:
+        with watched(words, policy.probe_limit + size / SLOWEST_READ, cancelled) as child:
             assert child.stdout
             report, tracks = _read(child.stdout, cancelled)
             child.wait()  # the watch still runs
@@ -122,7 +122,7 @@ def look(path: str, policy: Policy, cancelled: Callable[[], bool], *, hdr: bool 
             raise Fault(FaultClass.MISMATCH, "the output cannot be read back", Evidence(words, child.returncode))
         found = media.read(report)
         if hdr and (stream := found.main_video) and stream.mastering is None:
-            mastering, light = first_frame_hdr(path, policy)
+            mastering, light = first_frame_hdr(path, policy, cancelled)
             found = replace(found, video=(replace(stream, mastering=mastering, light_level=light), *found.video[1:]))
     except (InputUnreadable, InputRefused) as error:  # what probing says of sources; here it is the output
         raise Fault(FaultClass.MISMATCH, f"the output cannot be read back: {error.what}", Evidence(words)) from None

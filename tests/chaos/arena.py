@@ -320,7 +320,7 @@ class Arena:
                 return True
             case "kill worker":
                 return self._kill(self._victim(blow, busy=True), blow.kind)
-            case "kill ffmpeg":
+            case "kill child":
                 return self._kill_child(blow)
             case "stop worker":
                 return self._stop(self._victim(blow, busy=True), blow.lasts)
@@ -364,7 +364,8 @@ class Arena:
 
     def _kill_child(self, blow: Blow) -> bool:
         workers = {worker.pid for worker in self.workers.values() if worker.running}
-        found = [pid for pid, parent, words in processes() if parent in workers and words[:1] == ["ffmpeg"]]
+        mortal = (["ffmpeg"], ["ffprobe"])
+        found = [pid for pid, parent, words in processes() if parent in workers and words[:1] in mortal]
         if not found:
             return False
         with suppress(ProcessLookupError):

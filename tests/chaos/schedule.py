@@ -43,7 +43,7 @@ LASTS: Final = {
 """Seconds that a fault lasts, at least and at most."""
 
 KINDS: Final = (
-    *(*KILLS, "kill worker", "kill worker", "kill ffmpeg", "kill ffmpeg"),
+    *(*KILLS, "kill worker", "kill worker", "kill child", "kill child"),
     *("stop worker", *STOPS, "drain", "drain", "drain now", "clock stepped"),
     *("redis killed", "redis paused", "message doubled", "message doubled", "message dropped", "message dropped"),
     *("network cut", "network silent", "disk full", *DEVICE, "cancel", "cancel", "cancel", "retry"),
