@@ -30,6 +30,20 @@ def dying_with_parent(words: Sequence[str], limits: str = "", before: str = "") 
     return ("setpriv", "--pdeathsig", "KILL", "sh", "-c", shell, str(os.getpid()), *words)
 
 
+def tied(words: Sequence[str]) -> tuple[str, ...]:
+    """The words of a program that runs for moments and ends with the thread that starts it, at the price of no shell.
+
+    A parent that dies in the millisecond before it takes hold is missed: then it runs to its own end.
+    """
+    return ("setpriv", "--pdeathsig", "KILL", *words)
+
+
+def offered_first(pid: int) -> None:
+    """Where memory is short that process shall be killed, and not the worker (proc(5))."""
+    with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("1000")
+
+
 def environment() -> dict[str, str]:
     """Ours without our own settings: TRANSCODER_BROKER may hold a password, and ffmpeg reads files of strangers."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TRANSCODER_")}

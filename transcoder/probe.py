@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from transcoder import media
-from transcoder.children import dying_with_parent, environment
+from transcoder.children import environment, offered_first, tied
 from transcoder.command import GUARDED
 from transcoder.errors import (
     FfmpegMissing,
@@ -143,13 +143,15 @@ def watched(
         JobCancelled: `cancelled` said so.
         FfmpegMissing: the program is not there.
     """
-    child = _spawn(words)
+    child: subprocess.Popen[bytes] | None = None
     done = threading.Event()
     stopped: list[Fault | TranscoderError] = []
 
     def watch() -> None:
         deadline = monotonic() + limit
         while not done.wait(min(_TICK, max(0.0, deadline - monotonic()))):
+            if child is None:
+                continue
             if cancelled():
                 stopped.append(JobCancelled("the job was cancelled while ffprobe looked at a file of it", _WANTED))
             elif monotonic() >= deadline:
@@ -159,21 +161,18 @@ def watched(
             return _kill(child)
 
     watcher = threading.Thread(target=watch, name="watch of ffprobe", daemon=True)
-    watcher.start()
+    watcher.start()  # before ffprobe, beside whose start a thread's takes two milliseconds
     try:
+        child = _spawn(words)
         yield child
     finally:
         done.set()
         watcher.join()
-        _kill(child)
-        for pipe in (child.stdout, child.stderr):
-            if pipe:
-                pipe.close()
-        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it is slow enough to say so
-            child.wait(timeout=_REAP_LIMIT)
+        if child is not None:
+            _reap(child)
     if stopped and child.returncode in (None, -signal.SIGKILL):
         raise stopped[0]
-    if child.returncode in (126, 127):  # the shell's words: ffprobe has no such codes
+    if child.returncode in (126, 127):  # setpriv's words: ffprobe has no such codes
         raise _missing(words[0])
     if child.returncode < 0 or child.returncode > 128:  # of a script around it the shell says 128 and the signal
         number = -child.returncode if child.returncode < 0 else child.returncode - 128
@@ -181,10 +180,19 @@ def watched(
         raise Fault(FaultClass.TRANSIENT, f"ffprobe died of signal {number}", Evidence(tuple(words), child.returncode))
 
 
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    _kill(child)
+    for pipe in (child.stdout, child.stderr):
+        if pipe:
+            pipe.close()
+    with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it is slow enough to say so
+        child.wait(timeout=_REAP_LIMIT)
+
+
 def _spawn(words: Sequence[str]) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(
-            dying_with_parent(words),
+        child = subprocess.Popen(
+            tied(words),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -193,6 +201,8 @@ def _spawn(words: Sequence[str]) -> subprocess.Popen[bytes]:
         )
     except OSError:
         raise _missing("setpriv") from None
+    offered_first(child.pid)
+    return child
 
 
 def _missing(program: str) -> FfmpegMissing:
