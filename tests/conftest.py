@@ -25,8 +25,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "built_gpu" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.gpu)
     leave_out_qsv(config, items)
-    # the longest first, beside which all others run: what begins last would end alone
-    items.sort(key=lambda item: "test_fresh_machine" not in item.nodeid)
+    # The longest first, beside which all others run: what begins last would end alone. Whoever has it is given a second
+    # file at once, which waits for its end: a short one.
+    longest, short = "test_fresh_machine", "test_devices"
+    items.sort(key=lambda item: (longest not in item.nodeid, "test_chaos" not in item.nodeid, short not in item.nodeid))
 
 
 def leave_out_qsv(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -32,6 +32,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mounts, "SILENCE", 0.3)
 
 
+@pytest.fixture(autouse=True)
+def each_stops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """None looks any more while another test counts the calls of the system."""
+    started, start = [], Mounts.start
+
+    def kept(self: Mounts) -> None:
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(Mounts, "start", kept)
+    yield
+    for one in started:
+        one.stop()
+
+
 def until(true: Callable[[], object], within: float = 20) -> None:
     deadline = time.monotonic() + within
     while not true():

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from threading import Lock, Thread
-from time import sleep
+from threading import Event, Lock, Thread
 
 from transcoder import log
 from transcoder.errors import SettingsError
@@ -34,6 +33,7 @@ class Mounts:
         self._roots = roots
         self._changed = changed
         self._one_at_a_time = Lock()
+        self._over = Event()
         self._mounted: set[str] = set()
         self._looker: Thread | None = None
         self._at = ""
@@ -51,6 +51,10 @@ class Mounts:
             raise SettingsError(self._trouble, _NEXT)
         Thread(target=self._live, name="mounts", daemon=True).start()
 
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+
     def trouble(self) -> str | None:
         """What was wrong with a root at the last look; None where all are there. Costs nothing."""
         return self._trouble
@@ -64,8 +68,7 @@ class Mounts:
             return self._trouble
 
     def _live(self) -> None:
-        while True:
-            sleep(PERIOD)
+        while not self._over.wait(PERIOD):
             self.look()
 
     def _tell(self) -> None:

@@ -152,6 +152,7 @@ def _work(chosen: Settings, post: Post) -> int:
             ending=drain.told,
         )
     finally:
+        media.stop()
         scout.stop()
         reaper.stop()
         heart.stop()
