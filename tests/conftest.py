@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_out_qsv(config, items)
     # The longest first, beside which all others run: what begins last would end alone. Whoever has it is given a second
     # file at once, which waits for its end: a short one.
-    longest, short = "test_fresh_machine", "test_devices"
+    longest, short = "test_fresh_machine", "test_devices.py"
     items.sort(key=lambda item: (longest not in item.nodeid, "test_chaos" not in item.nodeid, short not in item.nodeid))
 
 
