@@ -71,6 +71,16 @@ def test_a_slower_packing_is_said_to_matter_and_how_much() -> None:
     assert re.search(r": different, (9\.\d|1\d|10) % slower, and by more than 3 % over the whole ", found.further[1])
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(0.95, "inconclusive"), (0.8, "different")])
+def test_a_reference_that_differs_from_itself_by_as_much_proves_no_difference(factor: float, verdict: str) -> None:
+    found = analyse(made(24, noise=0.005, slower={TWO: factor}, itself=0.94), RESAMPLES)
+    assert next(one for one in found.contrasts if one.again and one.metric == "fps").verdict == "different"
+    assert (of(found, TWO).verdict, of(found, TWO).shaken) == (verdict, verdict == "inconclusive")
+    if verdict == "inconclusive":
+        assert found.headline.startswith("This run cannot say whether packing matters: ")
+        assert any("the reference differs from itself (A/A) by as much" in line for line in found.further)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.95, 0.98), (1.02, 1.05), (0.972, 0.99)])
 def test_a_difference_that_may_lie_within_the_margin_is_no_more_than_a_difference(low: float, high: float) -> None:
     value = (low + high) / 2
@@ -575,18 +585,22 @@ def made(
     noise: float = 0.01,
     cells: tuple[Cell, ...] = (BARE, TWO),
     slower: dict[Cell, float] | None = None,
+    itself: float = 1.0,
     drifting: float = 0.0,
     device: DeviceKind = "software",
     partial: bool = False,
 ) -> Result:
-    """Two stacks, each 50 fps but for a noise of each run and a factor of its cell; blocks have their own weather."""
+    """Two stacks, each 50 fps but for a noise of each run and a factor of its cell; blocks have their own weather.
+
+    The reference's second run is `itself` of its first.
+    """
     runs = []
     for block in range(blocks):
         weather = random.Random(f"block {block}").lognormvariate(0, 0.1)
         for place, (cell, again) in enumerate([(ONE, False), (ONE, True), *((cell, False) for cell in cells)]):
             luck = random.Random(f"{block} {cell} {again}").lognormvariate(0, noise)
             factor = (slower or {}).get(cell, 1.0) * (1 + drifting * block / blocks if cell == TWO else 1)
-            runs.append(run_of(block, place, cell, weather * luck * factor, again))
+            runs.append(run_of(block, place, cell, weather * luck * factor * (itself if again else 1), again))
     accel = "software" if device == "software" else "vaapi"
     return Result(
         kind="topology", made="2026-11-25T08:00:00Z", partial=partial, environment=Environment(),

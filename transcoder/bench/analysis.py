@@ -181,6 +181,8 @@ def _overruled(contrast: Contrast, margin: float) -> str:
     alone = judge(contrast.ratio, margin, 0.0, 0.0) if contrast.ratio else "inconclusive"
     if alone == contrast.verdict:
         return ""
+    if contrast.shaken:
+        return "its interval alone says different, but the reference differs from itself (A/A) by as much"
     p = contrast.p_equivalent if alone == "equivalent" else contrast.p_different
     return (
         f"its interval alone says {alone}, but the test, which allows for all ratios of the table, does not (p {p:.2f})"

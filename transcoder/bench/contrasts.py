@@ -60,6 +60,8 @@ class Contrast:
     """The standard deviation of the log ratio of a block."""
     half_width: float = math.inf
     """Half of Student's 95 % interval of the mean log ratio; infinite for fewer than two blocks."""
+    shaken: bool = False
+    """Whether it is inconclusive only because the reference differs from itself (A/A) by as much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,7 @@ def _table(result: Result, pairs: Sequence[_Pairs], metric: Metric, resamples: i
     drifts = [statistics.drift(one.logs, one.blocks) for one in pairs]
     p_drifts = statistics.holm([p for _, p in drifts])
     found = []
+    shaken: dict[Cell, Estimate] = {}
     for one, (change, _), p_drift in zip(pairs, drifts, p_drifts, strict=True):
         if len(one.logs) < 3:
             found.append(Found(_too_few(one, metric), 1.0, False))
@@ -303,6 +306,10 @@ def _table(result: Result, pairs: Sequence[_Pairs], metric: Metric, resamples: i
         p_different = statistics.p_different(one.logs) if alone else different[one.logs]
         p_equivalent = statistics.p_equivalent(one.logs, margin) if alone else equivalent[one.logs]
         verdict = judge(ratio, margin, p_equivalent, p_different)
+        if alone and verdict == "different":
+            shaken[one.cell] = ratio
+        doubtful = not alone and verdict == "different" and _explains(shaken.get(one.reference), ratio)
+        verdict = "inconclusive" if doubtful else verdict
         contrast = Contrast(
             cell=one.cell,
             reference=one.reference,
@@ -320,10 +327,18 @@ def _table(result: Result, pairs: Sequence[_Pairs], metric: Metric, resamples: i
             drift=math.expm1(change),
             spread=statistics.spread(one.logs),
             half_width=statistics.half_width(one.logs),
+            shaken=doubtful,
         )
         centre = math.exp(statistics.hodges_lehmann(one.logs))
         found.append(Found(contrast, p_drift, not ratio.low95 <= centre <= ratio.high95))
     return found
+
+
+def _explains(floor: Estimate | None, ratio: Estimate) -> bool:
+    """Whether a reference that differs from itself may differ by as much: then no ratio to it proves anything."""
+    return floor is not None and abs(math.log(ratio.value)) <= max(
+        abs(math.log(floor.low95)), abs(math.log(floor.high95))
+    )
 
 
 def _more_blocks(result: Result, pairs: _Pairs, metric: Metric, margin: float, contrasts: int) -> int | None:
