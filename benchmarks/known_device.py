@@ -268,8 +268,12 @@ def packing(asked: argparse.Namespace) -> None:
             profile=asked.profile, accel="vaapi", image=stack.image("vaapi"), clip=str(clip), budget=asked.budget,
             worker=False, options=tuple(device.docker()),
         )  # fmt: skip
+        out = Destination(asked.out)
         with display() as show:
-            print(analyse(runner.topology(wanted, Destination(asked.out), show)).headline)
+            result = runner.topology(wanted, out, show)
+        # its words for the engine name folders that are gone by now
+        out.write(result.model_copy(update={"design": result.design.model_copy(update={"options": None})}))
+        print(analyse(result).headline)
 
 
 @contextmanager
