@@ -44,6 +44,22 @@ def offered_first(pid: int) -> None:
         file.write("1000")
 
 
+def start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a program that reads files of strangers: a group of its own, pipes for its words, none of our settings.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
 def environment() -> dict[str, str]:
     """Ours without our own settings: TRANSCODER_BROKER may hold a password, and ffmpeg reads files of strangers."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TRANSCODER_")}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from transcoder import fdinfo
-from transcoder.children import dying_with_parent, environment
+from transcoder.children import dying_with_parent, start
 from transcoder.errors import FfmpegMissing, JobCancelled
 from transcoder.faults import Evidence, Fault, FaultClass, classify, errors_in
 from transcoder.policy import Policy
@@ -86,14 +86,7 @@ def _spawn(argv: Sequence[str], policy: Policy) -> subprocess.Popen[bytes]:
     # the shell counts files in blocks of 512 bytes; only soft limits, so that their signals are told from others
     limits = f"ulimit -S -t {max(1, round(policy.cpu_limit))}; ulimit -S -f {policy.max_file >> 9};"
     try:
-        return subprocess.Popen(
-            dying_with_parent(argv, limits, before=f"nice -n {policy.nice}"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            start_new_session=True,
-        )
+        return start(dying_with_parent(argv, limits, before=f"nice -n {policy.nice}"))
     except OSError:
         raise _missing("setpriv") from None
 

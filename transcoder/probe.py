@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from transcoder import media
-from transcoder.children import environment, offered_first, tied
+from transcoder.children import offered_first, start, tied
 from transcoder.command import GUARDED
 from transcoder.errors import (
     FfmpegMissing,
@@ -191,14 +191,7 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
 
 def _spawn(words: Sequence[str]) -> subprocess.Popen[bytes]:
     try:
-        child = subprocess.Popen(
-            tied(words),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            start_new_session=True,
-        )
+        child = start(tied(words))
     except OSError:
         raise _missing("setpriv") from None
     offered_first(child.pid)

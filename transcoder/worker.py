@@ -62,7 +62,6 @@ from transcoder.version import __version__
 
 ROOM = 30.0
 """Seconds, about half of it at least, before a job for which there was too little space is tried again."""
-_ASKED = 2
 PER_CPU = 62_000_000
 """Pixels per second that a CPU bears: 1080p30."""
 
@@ -293,7 +292,7 @@ class Worker:
         It asks twice, so that what was taken by a question whose answer was lost is not left to nobody.
         """
         place = self._place(secrets.token_hex(8))
-        for _ in range(_ASKED if place.queues else 0):
+        for _ in range(2 if place.queues else 0):
             with suppress(BrokerUnavailable):
                 return self._ledger.take_next(place)
         return None
